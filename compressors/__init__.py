@@ -1,0 +1,1 @@
+"""The model side of edgebench: a PyTorch model and a recipe become files for three runtimes."""

@@ -1,0 +1,1 @@
+"""Export formats, one file each: ``export()``, ``outputs()`` in the format's own runtime, ``signature()``."""

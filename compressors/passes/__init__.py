@@ -1,0 +1,1 @@
+"""Compression passes, one file each: ``Options`` and ``apply(state, options, context) -> state``."""

@@ -1,0 +1,1 @@
+"""Tasks, one file each: a model, its data, its loss and its metric."""

@@ -1,0 +1,1 @@
+"""What is pushed to a device; the files here import nothing of edgebench."""

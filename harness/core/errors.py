@@ -1,0 +1,61 @@
+"""
+Every exception of edgebench, and the exit code each one ends a command with.
+
+::
+
+    EdgebenchError                 exit 2   harness or device failure
+    ├── UsageError                 exit 4   bad input: a key, a file, an option, a task file
+    ├── MissingPackage             exit 2   a library is not installed; the hint is the command
+    ├── DeviceError                exit 2   a device does not answer as it should
+    │   └── TransientDeviceError   exit 2   the same, and trying again may help
+    └── CellError                  (none)   one cell cannot be measured; becomes that cell's row
+
+Exit 0 is fine, 1 regressed, 3 nothing trustworthy was measured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.core.types import Status
+
+
+class EdgebenchError(Exception):
+    """A sentence for the person who can mend it; *hint* says what to try."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class UsageError(EdgebenchError):
+    """What the user gave cannot be used: names what, where and what was expected."""
+
+    exit_code = 4
+
+
+class MissingPackage(EdgebenchError):
+    """A library that this work needs is not installed; the hint is the install command."""
+
+
+class DeviceError(EdgebenchError):
+    """A device does not answer as it should."""
+
+
+class TransientDeviceError(DeviceError):
+    """A device does not answer as it should, and trying again may help."""
+
+
+class CellError(EdgebenchError):
+    """One cell cannot be measured; *status* is the type that its row gets."""
+
+    def __init__(self, status: Status, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status

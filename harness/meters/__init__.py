@@ -1,0 +1,1 @@
+"""Ways to read power on the host, one file each."""
