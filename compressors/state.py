@@ -31,6 +31,7 @@ class State:
 
     module: nn.Module  # eager, in evaluation mode, parameters contiguous and on the CPU
     quantised: Quantised | None = None  # once set, the weights are integers and cannot be trained
+    note: str = ""  # what the last pass has to say about its work
 
     @property
     def reference(self) -> nn.Module:
