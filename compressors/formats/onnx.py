@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors import exporting, quiet, source
+from harness.core.errors import UsageError
 from harness.core.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -41,7 +42,19 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def session(path: Path) -> Any:
+def require_whole(path: Path) -> None:
+    """Refuse a model that keeps its weights in other files: a device is sent one file."""
+    try:
+        session(path.read_bytes())
+    except Exception as error:
+        session(path)  # if this fails too, the file itself is at fault
+        raise UsageError(
+            f"{path} keeps its weights in another file.",
+            hint="Store it as one file: onnx.save(onnx.load(path), new_path).",
+        ) from error
+
+
+def session(model: Path | bytes) -> Any:
     """A session on the CPU with one thread; it sends no telemetry."""
     import onnxruntime
 
@@ -50,7 +63,9 @@ def session(path: Path) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def outputs(path: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
