@@ -92,7 +92,7 @@ def _try(given: _Given, module: ModuleType, place: Path) -> Artifact:
             check_path=check.NAME,
             check_sets=found["sets"],
             # Whether its kernels are integer ones is not known, so the lower bound holds.
-            check_min_sqnr_db=check.min_sqnr_db(integer=True),
+            check_min_sqnr_db=check.UNKNOWN_MIN_DB,
             exporter={},
             parity_reason=_NO_MODEL,
             score_reason=_NO_DATA,

@@ -33,11 +33,13 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         import onnx
         import torch
 
+        from compressors import onnx_graph
+
         program = torch.onnx.export(
             state.reference, example_inputs, dynamo=True, opset_version=OPSET, verbose=False
         )
         assert program is not None
-        model = _bare(program.model_proto)
+        model = onnx_graph.bare(onnx_graph.with_unsigned_activations(program.model_proto))
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -92,18 +94,3 @@ def _specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
         shape = tuple(size if isinstance(size, int) and size > 0 else 1 for size in value.shape)
         found.append(TensorSpec(name=value.name, dtype=_DTYPES.get(inner, inner), shape=shape))
     return tuple(found)
-
-
-def _bare(model: Any) -> Any:
-    """*model* without what the runtime does not read: stack traces, paths, doc strings, inner shapes."""
-    del model.metadata_props[:]
-    graph = model.graph
-    del graph.value_info[:], graph.metadata_props[:]
-    graph.doc_string = ""
-    for node in graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        del value.metadata_props[:]
-        value.doc_string = ""
-    return model

@@ -49,13 +49,11 @@ def apply(state: State, options: Options, context: Context) -> State:
 
 
 def _prepare(module: nn.Module, options: Options, context: Context) -> GraphModule:
-    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    config = xnnpack_quantizer.get_symmetric_quantization_config(
-        is_per_channel=options.granularity == "per_channel"
-    )
-    quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
+    from compressors import quantiser
+
+    quantizer = quantiser.int8(per_channel=options.granularity == "per_channel")
     exported = torch.export.export(module, context.task.example_inputs()).module()
     return prepare_pt2e(exported, quantizer)  # type: ignore[no-any-return]  # torchao is untyped
 
