@@ -69,7 +69,7 @@ def explained(what: str, package: str) -> Iterator[None]:
                 raise unsupported(what, operators) from error
         root = list(_chain(error))[-1]
         raise CellError(
-            "export_failed", f"{what} could not export the model: {first_sentence(root)}"
+            "export_failed", f"{what} could not export the model: {first_sentence(root)}."
         ) from error
 
 

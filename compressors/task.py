@@ -23,7 +23,7 @@ Batch = tuple[tuple[Tensor, ...], Tensor | None]
 Outputs = Tensor | tuple[Tensor, ...]
 
 REQUIRED = ("model", "example_inputs", "validation_loader")
-LABELLED = ("loss", "metric")
+OPTIONAL = ("train_loader", "test_loader", "calibration_loader", "loss", "metric")
 
 
 class Training(BaseModel):
@@ -65,6 +65,11 @@ class Task:
         """The batches of *loader* as (inputs, targets), checked; *name* is the function that made it."""
         return _batches(self.path, loader, name)
 
+    def run(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The outputs of *module* as a tuple; what the user's forward raises becomes a sentence."""
+        result = _guarded(self.path, "the model's forward", module)(*inputs)
+        return as_outputs(result, str(self.path))
+
 
 def load(model: str) -> Task:
     """Load a task by name or by path; every mistake in the file is one UsageError sentence."""
@@ -104,12 +109,10 @@ def _task(module: ModuleType, path: Path, name: str) -> Task:
     trained = bool(_constant(module, path, "TRAINED", bool))
     needed = [*REQUIRED]
     if no_score is None:
-        needed += LABELLED
-        if not trained:
-            needed += ["train_loader"]
-    functions = {f: _function(module, path, f, required=f in needed) for f in (*REQUIRED, *LABELLED)}
-    for optional in ("train_loader", "test_loader", "calibration_loader"):
-        functions[optional] = _function(module, path, optional, required=optional in needed)
+        needed += ["metric"] if trained else ["train_loader", "loss", "metric"]
+    functions = {
+        name: _function(module, path, name, required=name in needed) for name in (*REQUIRED, *OPTIONAL)
+    }
     validation, train = functions["validation_loader"], functions["train_loader"]
     assert validation is not None
     metric = getattr(module, "metric", None)
@@ -269,7 +272,7 @@ def user_error(path: Path, name: str, error: BaseException) -> UsageError:
     line = lines[-1] if lines else getattr(error, "lineno", None)
     where = f"{path}:{line}" if line else str(path)
     text = " ".join(str(error).split())
-    what = "importing it" if name == "import" else f"{name}()"
+    what = {"import": "importing it", "the model's forward": name}.get(name, f"{name}()")
     return UsageError(f"{where}: {what} raised {type(error).__name__}{f': {text}' if text else ''}")
 
 

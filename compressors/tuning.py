@@ -54,7 +54,7 @@ def _taught(context: Context, alpha: float, temperature: float) -> Loss:
 
     def loss(inputs: tuple[Tensor, ...], outputs: Any, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            answers = as_outputs(teacher(*inputs), "the original model")
+            answers = context.task.run(teacher, inputs)
         hard = own_loss(outputs, targets)
         soft = distance(as_outputs(outputs, "the model"), answers, temperature)
         return (1 - alpha) * hard + alpha * soft

@@ -13,7 +13,7 @@ from torch import nn
 
 from compressors import tuning
 from compressors.state import Context, State
-from compressors.task import Task, as_outputs
+from compressors.task import Task
 from compressors.training import deterministic, tidy
 from harness.core import plugins
 from harness.core.errors import CellError, UsageError
@@ -136,7 +136,7 @@ def _accumulate_gradients(module: nn.Module, task: Task, seed: int, samples: int
     for inputs, targets in task.batches(task.train_loader(seed), "train_loader"):
         if seen >= samples or targets is None:
             break
-        outputs = as_outputs(module(*inputs), str(task.path))
+        outputs = task.run(module, inputs)
         loss = task.loss(outputs[0] if len(outputs) == 1 else outputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         seen += inputs[0].shape[0]
