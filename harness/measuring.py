@@ -62,16 +62,16 @@ def new_record(
     run: str, cell: Cell, plan: Plan, artifact: Artifact | Failure, host: Mapping[str, Any]
 ) -> Record:
     """The record of a cell before anything is measured: ``interrupted``, or why there is no file."""
-    failed = isinstance(artifact, Failure)
+    failure = artifact if isinstance(artifact, Failure) else None
     return Record(
         schema=SCHEMA,
         run=run,
         cell=cell,
-        status=artifact.status if isinstance(artifact, Failure) else "interrupted",
-        reason=artifact.reason if isinstance(artifact, Failure) else "not measured yet",
+        status=failure.status if failure else "interrupted",
+        reason=failure.reason if failure else "not measured yet",
         created_utc=utc_now(),
         plan=plan,
-        artifact=None if failed else artifact,  # type: ignore[arg-type] - a Failure is no file
+        artifact=artifact if isinstance(artifact, Artifact) else None,
         device={},
         host=host,
         runtime=None,

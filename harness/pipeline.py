@@ -66,7 +66,7 @@ class Request:
 
 
 def bench(
-    request: Request, devices: Sequence[Device], results: Path, name: str, cache: Path, show: Reporter
+    request: Request, devices: Sequence[Device], *, results: Path, name: str, cache: Path, show: Reporter
 ) -> RunFolder:
     """Build what is missing, measure every cell on every device, keep one record per cell."""
     opened = open_files(request, cache)  # bad files and recipes end here, before a folder is made
@@ -217,7 +217,7 @@ def plan_cells(
     if not cells:
         raise UsageError(
             "There is nothing to measure.",
-            hint="Give --model NAME (see: edgebench list models) or model files.",
+            hint="Give --model NAME (see: edgebench list models), or model files.",
         )
     return cells
 

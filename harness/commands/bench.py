@@ -97,7 +97,7 @@ def command(
             chosen = config.select_devices(known, devices)
             name = name or store.default_name([Path(source).stem for source in (*models, *request.files)])
             with _how_to_go_on(name):
-                folder = pipeline.bench(request, chosen, results, name, cache, show)
+                folder = pipeline.bench(request, chosen, results=results, name=name, cache=cache, show=show)
     return _finish(folder, as_json=as_json)
 
 
