@@ -43,7 +43,11 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_code_4(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEBENCH_CACHE", str(tmp_path / "cache"))
@@ -54,7 +58,11 @@ def test_bad_input_is_one_sentence_and_exit_code_4(
 @pytest.mark.parametrize("content", [b"", b"garbage" * 99, b"\x1c\0\0\0TFL3" + b"\0" * 64])
 @pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".pte"])
 def test_unreadable_model_files_are_refused(
-    suffix: str, content: bytes, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suffix: str,
+    content: bytes,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / f"model{suffix}"
