@@ -227,7 +227,11 @@ def _size_sentences(row: Row, original: Row) -> list[str]:
     if not row.file_bytes.value or not original.file_bytes.value:
         return []
     share = original.file_bytes.value / row.file_bytes.value
+    if 0.995 < share < 1.005:
+        return [f"Its file is as large as the uncompressed one: {units.size(row.file_bytes.value)}."]
     sizes = f"{units.size(row.file_bytes.value)} instead of {units.size(original.file_bytes.value)}"
-    return (
-        [f"Its file is {sizes}: {times(share)} × smaller."] if share >= 1.005 else [f"Its file is {sizes}."]
-    )
+    return [f"Its file is {sizes}: {times(share if share > 1 else 1 / share)} × {_than(share)}."]
+
+
+def _than(share: float) -> str:
+    return "smaller" if share > 1 else "larger"
