@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from harness import building, config, progress
@@ -67,7 +66,7 @@ def _print(built: Mapping[tuple[str, str], building.Built]) -> None:
     for (model, recipe), files in built.items():
         for name, file in files.items():
             table.add_row(Path(model).stem, recipe, name, *_cells(file))
-    Console().print(table)
+    _options.stdout().print(table)
     for (model, recipe), files in built.items():
         for name, file in files.items():
             place = file.path if isinstance(file, Artifact) else f"{file.status}: {file.reason}"
