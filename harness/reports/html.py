@@ -23,22 +23,20 @@ SUFFIX = ".html"
 
 _PAGE = Path(__file__).with_name("_page")
 
-#: Columns of the table: name, title, title for people who point at it. The first three name the cell.
+#: Columns of the table after those that name the cell: name, title, and what it says when pointed at.
 COLUMNS = (
     ("p50_ns", "p50 latency", "Median time of one inference, with its 95 % interval over blocks"),
     ("speed_up", "Speed-up", "Times as fast as the uncompressed model in the same format, 95 % interval"),
-    ("p90_ns", "p90", "9 of 10 inferences are at least as fast; median over blocks, 95 % interval"),
-    ("p99_ns", "p99", "99 of 100 inferences are at least as fast; median over blocks, 95 % interval"),
+    ("score", "Score", "The task's metric on the test split, in the file's own runtime"),
+    ("file_bytes", "File size", "Of the model file; below: after gzip -9"),
+    ("model_memory_bytes", "Model memory", "Peak memory above the bare runtime's; range over memory blocks"),
+    ("peak_bytes", "Peak memory", "Of the whole process; smallest to largest of the memory blocks"),
     ("first_inference_ns", "First inference", "The first inference after loading; smallest to largest"),
     ("load_ns", "Load", "From the file's path to a model ready to run; smallest to largest"),
+    ("p90_ns", "p90", "9 of 10 inferences are at least as fast; median over blocks, 95 % interval"),
+    ("p99_ns", "p99", "99 of 100 inferences are at least as fast; median over blocks, 95 % interval"),
     ("cpu_over_wall", "CPU / wall", "Process CPU time over wall time: how many threads worked"),
-    ("peak_bytes", "Peak memory", "Of the whole process; smallest to largest of the memory blocks"),
-    ("model_memory_bytes", "Model memory", "Peak memory above the bare runtime's"),
-    ("file_bytes", "File size", "Of the model file; below: after gzip -9"),
-    ("score", "Score", "The task's metric on the test split, in the file's own runtime"),
 )
-#: The columns of which a cell that was not measured has nothing: its reason takes their room.
-TIMED = len(COLUMNS) - 2
 
 
 def render(run: Run) -> str:
@@ -54,7 +52,6 @@ def render(run: Run) -> str:
         coverage=metrics.coverage(all_rows),
         devices=_devices(ranking.rank(run), records),
         columns=COLUMNS,
-        timed=TIMED,
         notes=_wording.notes(all_rows),
         plan=facts.plan(run.info.plan),
         request=facts.pairs(run.info.request),
@@ -69,7 +66,7 @@ def render(run: Run) -> str:
 
 
 def _devices(groups: Sequence[Ranking], records: Mapping[Cell, Record]) -> list[dict[str, Any]]:
-    """Device -> its facts and models; a model has one ranking per thread count, one table, one set of plots."""
+    """Device -> its facts and models; a model has a ranking per thread count, one table, one set of plots."""
     by_device: dict[str, dict[str, list[Ranking]]] = {}
     for group in groups:
         by_device.setdefault(group.device, {}).setdefault(group.model, []).append(group)
@@ -114,11 +111,16 @@ def _answer(group: Ranking) -> dict[str, Any]:
     cards = []
     if group.fastest:
         same = group.accurate is group.fastest
-        cards.append(_card("Fastest, and nearly the best score" if same else "Fastest", group.fastest, group))
+        title = f"Fastest, and within {_loss(group)}" if same else "Fastest"
+        cards.append(_card(title, group.fastest, group))
     if group.accurate and group.accurate is not group.fastest:
-        loss = ranking.score_difference(group.score_loss, group.accurate.score_metric)
-        cards.append(_card(f"Fastest within {loss} of the best score", group.accurate, group))
+        cards.append(_card(f"Fastest within {_loss(group)}", group.accurate, group))
     return {"threads": group.threads, "cards": cards, "sentences": group.sentences}
+
+
+def _loss(group: Ranking) -> str:
+    metric = group.accurate.score_metric if group.accurate else None
+    return f"{ranking.score_difference(group.score_loss, metric)} of the best {metric}"
 
 
 def _card(title: str, row: Row, group: Ranking) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _line(row: Row, group: Ranking, slowest: float) -> dict[str, Any]:
         "status": row.status,
         "reason": row.reason,
         "fastest": row is group.fastest,
-        "front": row in group.front,
+        "front": any(row is r for r in group.front),
         "share": (row.p50_ns.value or 0) / slowest if slowest else 0,
         "figures": [_figure(row, name, group) for name, _title, _help in COLUMNS],
     }
@@ -159,7 +161,9 @@ def _figure(row: Row, name: str, group: Ranking) -> dict[str, Any]:
     if name == "speed_up":
         return _speed_up(row, group)
     metric = row.metrics[name]
-    small = _wording.spread(row, name)
+    text, small = _wording.figure(row, name), _wording.spread(row, name)
+    if small == f"{text}–{text}":
+        small = ""
     if name == "file_bytes":
         gzip = _wording.figure(row, "gzip_bytes")
         small = f"{gzip} gzip" if row.gzip_bytes.value is not None else ""
@@ -169,7 +173,7 @@ def _figure(row: Row, name: str, group: Ranking) -> dict[str, Any]:
         "low": metric.low,
         "high": metric.high,
         "n": metric.n,
-        "text": _wording.figure(row, name),
+        "text": text,
         "small": small,
         "about": _wording.about(metric),
     }
@@ -187,13 +191,10 @@ def _speed_up(row: Row, group: Ranking) -> dict[str, Any]:
         "small": "",
     }
     if against is None or against.ratio is None:
-        mine = original is row
-        why = "this is the uncompressed model" if mine else "no uncompressed model to compare with"
-        return figure | {
-            "text": "1" if mine else _wording.ABSENT,
-            "value": 1.0 if mine else None,
-            "about": why,
-        }
+        if original is row:
+            about = "this is the uncompressed model"
+            return figure | {"text": "1 ×", "small": "reference", "value": 1.0, "about": about}
+        return figure | {"text": _wording.ABSENT, "about": "no uncompressed model to compare with"}
     text, _, bounds = _wording.speed_up(against).partition(" ")
     return figure | {
         "value": 1 / against.ratio,

@@ -149,6 +149,7 @@ def proofs(records: Sequence[Record]) -> list[dict[str, str]]:
                 "threads": str(record.cell.threads),
                 "backend": record.cell.backend,
                 "runtime": f"{ran.name} {ran.version}, {ran.engine}" if ran else "–",
+                "bytes": f"{made.bytes:,}" if made else "–",
                 "sha256": made.sha256 if made else "–",
                 "sqnr": f"{parity.sqnr_db:.1f} dB" if parity else "–",
                 "top1": units.percent(agreement) if agreement is not None else "–",

@@ -4,6 +4,10 @@
   const TEXTS = new Set(["recipe", "format", "status"]);
   const compact = () => window.innerWidth < 760;
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const faint = (name, alpha) => {
+    const [r, g, b] = colour(name).match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16));
+    return `rgba(${r},${g},${b},${alpha})`;
+  };
   // Plotly reads a little markup in texts: names are shown as they are.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const unit = (cells) => {
@@ -27,9 +31,14 @@
     height, margin: { l: 8, r: 12, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("soft") },
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), align: "left", font: { color: colour("ink"), size: 13 } },
-    hovermode: "closest", showlegend: false, dragmode: compact() ? false : "zoom", ...more,
+    hovermode: "closest", showlegend: false, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("neutral"), activecolor: colour("ink") }, dragmode: compact() ? false : "zoom", ...more,
   });
-  const CONFIG = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg" } };
+  // Plotly's default tool bar has a button that uploads the chart to its maker: nothing of the kind here.
+  const config = () => ({
+    displayModeBar: compact() ? false : "hover", responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", showTips: false,
+    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"], ["toImage"]], toImageButtonOptions: { format: "svg", filename: document.title },
+  });
+  const room = () => (compact() ? 1.55 : 1.25); // for the figure beside a bar
   const rows = (count) => 74 + count * 27;
   const title = (cell) => `<b>${plain(cell.label)}</b><br>${plain(cell.runtime)}`;
   const p50 = (cell) => `p50 ${cell.p50_ns.text}${cell.p50_ns.spread ? ` (${cell.p50_ns.spread})` : ""}`;
@@ -73,6 +82,7 @@
     const shown = cells.filter((c) => c.timed && c.score.value !== null);
     const [name, scale] = unit(shown);
     const factor = data.share ? 100 : 1;
+    const slowest = Math.max(...shown.map((c) => c.p50_ns.value));
     const several = new Set(shown.map((c) => c.threads)).size > 1;
     const fewest = Math.min(...shown.map((c) => c.threads));
     const symbol = (c) => SYMBOLS[data.recipes.indexOf(c.recipe) % SYMBOLS.length] + (several && c.threads > fewest ? "-open" : "");
@@ -85,11 +95,13 @@
     traces.push(...formats(shown).map((format) => {
       const of = shown.filter((c) => c.format === format);
       const bar = (key, by) => ({ type: "data", symmetric: false, array: of.map((c) => away(c, key, by, "high")), arrayminus: of.map((c) => away(c, key, by, "low")),
-        color: colour(format), thickness: 1, width: 3 });
+        color: faint(format, 0.45), thickness: 1.2, width: 3 });
       return { type: "scatter", mode: compact() ? "markers" : "markers+text", showlegend: false,
-        x: of.map((c) => c.p50_ns.value / scale), y: of.map((c) => c.score.value * factor), error_x: bar("p50_ns", 1 / scale), error_y: { ...bar("score", factor), thickness: 0.6 },
+        x: of.map((c) => c.p50_ns.value / scale), y: of.map((c) => c.score.value * factor), error_x: bar("p50_ns", 1 / scale), error_y: bar("score", factor),
         marker: { color: colour(format), symbol: of.map(symbol), size: 12, line: { width: 1.5, color: of.map((c) => (symbol(c).endsWith("open") ? colour(format) : colour("card"))) } },
-        texttemplate: of.map((c) => (c.front ? `  ${plain(c.label)}` : "")), textposition: "bottom right", textfont: { size: 12, color: colour("ink") }, cliponaxis: false,
+        texttemplate: of.map((c) => (c.front ? `  ${plain(c.file_label)}  ` : "")), textfont: { size: 12, color: colour("ink") }, cliponaxis: false,
+        // No cell lies up and to the left of one on the front: there is room for its name.
+        textposition: of.map((c) => (c.p50_ns.value > 0.3 * slowest ? "top left" : "top right")),
         text: of.map((c) => `${title(c)}<br>${p50(c)}<br>${plain(data.score)} ${c.score.text} ${c.score.spread ? `(${c.score.spread})` : ""}${c.front ? "<br>on the Pareto front" : ""}`), ...hover };
     }));
     const key = (label, marker) => ({ type: "scatter", mode: "markers", x: [null], y: [null], name: plain(label), marker: { size: 10, ...marker }, hoverinfo: "skip" });
@@ -112,7 +124,7 @@
       ];
     });
     const most = Math.max(0, ...files.map((c) => c.file_bytes.value)) / scale;
-    return [traces, layout(rows(files.length), { xaxis: axis(name, { range: [0, most * 1.22] }), yaxis: categories(files.map((c) => c.file_label)), barmode: "overlay" })];
+    return [traces, layout(rows(files.length), { xaxis: axis(name, { range: [0, most * room()] }), yaxis: categories(files.map((c) => c.file_label)), barmode: "overlay" })];
   }
 
   function memory(cells) {
@@ -127,10 +139,10 @@
       const away = (c, end) => Math.abs(c.peak_bytes[end] - c.peak_bytes.value) / scale;
       return bars(of, "model_memory_bytes", colour(format), { base: of.map((c) => c.baseline_bytes.value / scale),
         error_x: { type: "data", symmetric: false, array: of.map((c) => away(c, "high")), arrayminus: of.map((c) => away(c, "low")), color: colour("ink"), thickness: 1, width: 3 },
-        text: of.map((c) => `${c.model_memory_bytes.text}`), textposition: "outside", cliponaxis: false, textfont: { size: 12 } });
+        text: of.map((c) => `  ${c.model_memory_bytes.text}`), textposition: "outside", cliponaxis: false, textfont: { size: 12 } });
     }));
     const most = Math.max(0, ...sensed.map((c) => c.peak_bytes.high)) / scale;
-    return [traces, layout(rows(sensed.length), { xaxis: axis(name, { range: [0, most * 1.25] }), yaxis: categories(sensed.map((c) => c.label)), barmode: "overlay" })];
+    return [traces, layout(rows(sensed.length), { xaxis: axis(name, { range: [0, most * room()] }), yaxis: categories(sensed.map((c) => c.label)), barmode: "overlay" })];
   }
 
   function drift(cells, data) {
@@ -162,7 +174,7 @@
         const [traces, shape] = PLOTS[node.dataset.plot](cells, data, state);
         if (!traces.some((t) => t.x && t.x.some((v) => v !== null))) { Plotly.purge(node); node.textContent = "Nothing to draw."; continue; }
         if (!node.classList.contains("js-plotly-plot")) node.textContent = "";
-        Plotly.react(node, traces, shape, CONFIG);
+        Plotly.react(node, traces, shape, config());
       }
     }
     function filter() {
