@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -102,9 +104,9 @@ def nonzeros(state: State) -> int:
     """Weights that are not zero; of a quantised model those whose integer is not zero."""
     if state.quantised is None:
         return sum(int(p.count_nonzero()) for p in state.module.parameters())
-    folded = state.quantised.folded
-    frozen = [b for name, b in folded.named_buffers() if name.split(".")[-1].startswith("_frozen_param")]
-    return sum(int(t.count_nonzero()) for t in (*folded.parameters(), *frozen))
+    tensors = dict((*state.quantised.folded.named_parameters(), *state.quantised.folded.named_buffers()))
+    used = [str(node.target) for node in state.quantised.folded.graph.nodes if node.op == "get_attr"]
+    return sum(int(tensors[n].count_nonzero()) for n in used if not re.search(r"_(scale|zero_point)_\d+$", n))
 
 
 def macs(module: nn.Module, task: Task) -> int:

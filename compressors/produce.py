@@ -47,6 +47,13 @@ def produce(
     request: BuildRequest, root: Path, report: Callable[[Progress], None]
 ) -> dict[FormatName, Artifact | Failure]:
     """Every format of *request*, taken from the cache or made now."""
+    with deterministic(request.seed):
+        return _produce(request, root, report)
+
+
+def _produce(
+    request: BuildRequest, root: Path, report: Callable[[Progress], None]
+) -> dict[FormatName, Artifact | Failure]:
     loaded = task.load(request.model)
     last = cache.step_keys(request)[-1]
     results: dict[FormatName, Artifact | Failure] = {}
@@ -71,8 +78,7 @@ def _build_state(
 ) -> _Built:
     state, reports = steps.run(request, loaded, root, report)
     samples = score.samples(loaded, PARITY_SAMPLES)
-    with deterministic(request.seed):
-        reference = [score.forward(state.reference, sample, loaded) for sample in samples]
+    reference = [score.forward(state.reference, sample, loaded) for sample in samples]
     return _Built(
         request=request,
         task=loaded,

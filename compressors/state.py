@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
+from torch.fx import GraphModule
 
 from compressors.task import Task
 from harness.core.types import Progress
@@ -20,9 +21,8 @@ class Quantised:
     them. Both take a batch of 1, as the example inputs do.
     """
 
-    folded: nn.Module
-    unfolded: nn.Module
-    scheme: str
+    folded: GraphModule
+    unfolded: GraphModule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class State:
 
     module: nn.Module  # eager, in evaluation mode, parameters contiguous and on the CPU
     quantised: Quantised | None = None  # once set, the weights are integers and cannot be trained
+    note: str = ""  # what the last pass has to say about its work
 
     @property
     def reference(self) -> nn.Module:

@@ -102,7 +102,7 @@ def _apply(
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
     contract.require(after, context.task, where, before=state)
     wall_s = time.monotonic() - started
-    note = "" if contract.changed(state, after) else "changed nothing"
+    note = after.note or ("" if contract.changed(state, after) else "changed nothing")
     return after, contract.report(step.name, state, after, context.task, wall_s=wall_s, note=note)
 
 

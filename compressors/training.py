@@ -49,13 +49,14 @@ def deterministic(seed: int, threads: int = 1) -> Iterator[None]:
 
 def tidy(module: nn.Module) -> nn.Module:
     """
-    *module* in evaluation mode with contiguous, frozen parameters; changed in place.
+    *module* in evaluation mode with frozen parameters in plain C order; changed in place.
 
-    Contiguous because the TFLite exporter merges constants that share a shape and are not.
+    In C order because the TFLite exporter merges constants that share a shape and are not, and because
+    exporters write strides into the file: a model from the cache must give the same bytes as a fresh one.
     """
     module.eval().to("cpu")
     for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.contiguous()
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         tensor.requires_grad_(False)
     return module
 

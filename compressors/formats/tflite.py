@@ -11,7 +11,7 @@ from harness.core.types import TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from compressors.state import State
 
@@ -30,15 +30,23 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
     with exporting.explained("The TFLite exporter", "litert_torch"), quiet.exporters():
         import litert_torch
 
+        from compressors import tflite_file
+
         if state.quantised is None:
             litert_torch.convert(state.module, example_inputs).export(str(path))
-            return
-        from litert_torch.quantize import pt2e_quantizer, quant_config
+        else:
+            _convert_quantised(state.quantised.unfolded, example_inputs, path)
+        tflite_file.write(tflite_file.bare(tflite_file.with_float_interface(tflite_file.read(path))), path)
 
-        # The graph carries its own scales; this only tells the converter to keep integer kernels.
-        mode = pt2e_quantizer.PT2EQuantizer().set_global(pt2e_quantizer.get_symmetric_quantization_config())
-        config = quant_config.QuantConfig(pt2e_quantizer=mode)
-        litert_torch.convert(state.quantised.unfolded, example_inputs, quant_config=config).export(str(path))
+
+def _convert_quantised(graph: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
+    import litert_torch
+    from litert_torch.quantize import pt2e_quantizer, quant_config
+
+    # The graph carries its own scales; this only tells the converter to make integer kernels of it.
+    mode = pt2e_quantizer.PT2EQuantizer().set_global(pt2e_quantizer.get_symmetric_quantization_config())
+    config = quant_config.QuantConfig(pt2e_quantizer=mode)
+    litert_torch.convert(graph, example_inputs, quant_config=config).export(str(path))
 
 
 def interpreter(path: Path) -> Any:

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from harness import metrics, wording
-from harness.core import plugins
+from harness import metrics
+from harness.core import plugins, units
 from harness.core.types import STATUSES, Run, Status
+from harness.reports import _wording
 from tests import records
 
 NAMES = plugins.names("harness.reports")
@@ -83,8 +84,8 @@ def test_people_see_the_p50_its_interval_and_the_counts(name: str, run: Run) -> 
     text = render(name, run)
     for row in metrics.rows(run):
         if row.status == "measured":
-            assert wording.figure(row, "p50_ns") in text
-            assert wording.spread(row, "p50_ns") in text
+            assert _wording.figure(row, "p50_ns") in text
+            assert _wording.spread(row, "p50_ns") in text
     assert "median over 6 blocks" in text
     assert "720 timed inferences per cell" in text
     assert "3 seeds, 450 test samples" in text
@@ -98,7 +99,7 @@ def test_the_table_fits_its_width_and_says_what_it_left_out(run: Run, width: int
     assert ("Left out for want of width" in text) == (width < 200)
     assert "pruned_int8" in text
     for row in metrics.rows(run):
-        assert row.status != "measured" or wording.figure(row, "p50_ns") in text
+        assert row.status != "measured" or _wording.figure(row, "p50_ns") in text
 
 
 def test_the_table_is_plain_unless_colour_is_asked_for(run: Run) -> None:
@@ -167,10 +168,10 @@ def test_a_run_without_any_record_still_renders() -> None:
 
 def test_what_a_figure_means_is_written_out() -> None:
     row = metrics.row(records.medians(100_000, 103_000, 98_000))
-    assert wording.about(row.p50_ns) == "95 % interval; n = 3"
-    assert wording.about(row.file_bytes) == "exact; n = 1"
-    assert "one block" in wording.about(metrics.row(records.medians(5)).p50_ns)
-    assert wording.about(row.peak_bytes) == "no memory block was run"
+    assert _wording.about(row.p50_ns) == "95 % interval; n = 3"
+    assert _wording.about(row.file_bytes) == "exact; n = 1"
+    assert "one block" in _wording.about(metrics.row(records.medians(5)).p50_ns)
+    assert _wording.about(row.peak_bytes) == "no memory block was run"
 
 
 @pytest.mark.parametrize(
@@ -183,4 +184,4 @@ def test_what_a_figure_means_is_written_out() -> None:
     ],
 )
 def test_bounds_share_their_unit_only_if_they_have_the_same(low: str, high: str, text: str) -> None:
-    assert wording.joined(low, high) == text
+    assert units.joined(low, high) == text
