@@ -78,9 +78,9 @@ def _compile(compiler: str, wheel: Path, target: Path) -> None:
     argv += [f"-L{wheel / 'lib'}", "-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES)]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         beside = Path(folder, "runner")
-        done = subprocess.run(
-            [*argv, "-o", str(beside)], env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True
-        )
+        argv += ["-o", str(beside)]
+        plain = os.environ | {"LC_ALL": "C"}
+        done = subprocess.run(argv, check=False, env=plain, capture_output=True, text=True)
         if done.returncode != 0:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise EdgebenchError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import device_agents
 from harness import runners
 from harness.core import plugins
 from harness.core.errors import CellError, DeviceError
+from harness.core.places import cache_dir
 from harness.core.types import (
     RUNTIMES,
     STATUSES,
@@ -98,7 +98,7 @@ class Session:
     def _native_runner(self) -> runners.Runner | runners.NoRunner:
         if self._native is None:
             if self.device.transport == "local":
-                self._native = runners.executorch(_cache())
+                self._native = runners.executorch(cache_dir())
             else:
                 self._native = runners.NoRunner(reason="there is no native runner for this device")
         return self._native
@@ -179,10 +179,8 @@ def read_events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 def _parse(line: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError as error:
-        raise CellError(
-            "agent_failed", f"The agent printed a line that is no event: {line[:200]!r}."
-        ) from error
+    except ValueError:
+        event = None
     if not isinstance(event, dict):
         raise CellError("agent_failed", f"The agent printed a line that is no event: {line[:200]!r}.")
     return event
@@ -274,10 +272,3 @@ def _died(error: CellError, exit_code: int | None, errors: str) -> CellError:
 
 def _wheel(runtime: str) -> str:
     return {"litert": "ai-edge-litert"}.get(runtime, runtime)
-
-
-def _cache() -> Path:
-    base = os.environ.get("EDGEBENCH_CACHE")
-    return (
-        Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgebench"
-    )

@@ -13,6 +13,7 @@ from harness import building, config, progress
 from harness.commands import _options
 from harness.core import codec, units
 from harness.core.errors import UsageError
+from harness.core.places import cache_dir
 from harness.core.types import Artifact, Failure, Score
 
 
@@ -41,7 +42,7 @@ def command(
             recipes=[config.load_recipe(name) for name in recipes],
             formats=_options.format_names(formats),
             seeds=tuple(range(seeds)),
-            cache=cache or building.default_cache(),
+            cache=cache or cache_dir(),
             report=show,
         )
     if as_json:

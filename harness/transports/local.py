@@ -19,6 +19,7 @@ from typing import IO
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.core.errors import DeviceError
+from harness.core.places import cache_dir
 from harness.core.types import Device
 
 ERROR_BYTES = 4000  # how much of a process's standard error is kept
@@ -36,8 +37,7 @@ class Options(BaseModel):
 def connect(device: Device) -> Local:
     """Make the work folder; DeviceError when that or the interpreter cannot be used."""
     options = Options.model_validate(device.options)
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    workdir = Path(options.workdir or Path(cache, "edgebench", "device")).expanduser().resolve()
+    workdir = Path(options.workdir or cache_dir() / "device").expanduser().resolve()
     python = shutil.which(options.python or sys.executable)
     if python is None:
         raise DeviceError(f"{device.name}: there is no interpreter {options.python or sys.executable!r}.")
@@ -156,7 +156,7 @@ def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
-    """End the process group of *child*, if the child was not yet waited for: its number is then still its own."""
+    """End the process group of *child*, unless it was waited for: its number may be another's then."""
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
 
