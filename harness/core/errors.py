@@ -34,6 +34,10 @@ class EdgebenchError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders whole, hint and status included."""
+        return _rebuild, (type(self), self.__dict__, self.args)
+
 
 class UsageError(EdgebenchError):
     """What the user gave cannot be used: names what, where and what was expected."""
@@ -59,3 +63,10 @@ class CellError(EdgebenchError):
     def __init__(self, status: Status, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+def _rebuild(cls: type[EdgebenchError], state: dict[str, object], args: tuple[object, ...]) -> EdgebenchError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

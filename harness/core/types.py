@@ -32,6 +32,7 @@ Status = Literal[
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 FormatName = Literal["executorch", "onnx", "tflite"]
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 BlockKind = Literal["latency", "memory"]
 
 #: What the file of each format is called and which runtime opens it.

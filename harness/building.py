@@ -1,0 +1,147 @@
+"""Recipes to model files: looks into the cache first, builds the rest in worker processes."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from multiprocessing.context import SpawnContext
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from compressors.build import BuildRequest, build, lookup
+from harness.core.types import Artifact, Failure, FormatName, Progress, Recipe
+
+Built = dict[FormatName, Artifact | Failure]
+#: A worker takes about 1.5 GB with all three exporters loaded, so more would not fit small machines.
+MOST_WORKERS = 4
+
+_events: Queue[Progress] | None = None  # in a worker: the way back to the process that waits
+
+
+def build_all(
+    *,
+    models: Sequence[str],
+    recipes: Sequence[Recipe],
+    formats: Sequence[FormatName],
+    seeds: Sequence[int],
+    cache: Path,
+    report: Callable[[Progress], None],
+) -> dict[tuple[str, str], Built]:
+    """
+    The files of every (model, recipe name), in every format.
+
+    Each is built once per seed. The file of the first seed is the one that is timed; its score carries
+    the values of all seeds.
+    """
+    pairs = [(model, recipe) for model in models for recipe in recipes]
+    requests = [
+        BuildRequest(model=model, recipe=recipe, formats=tuple(formats), seed=seed)
+        for seed in seeds
+        for model, recipe in pairs
+    ]
+    found = [lookup(request, cache) for request in requests]
+    missing = [request for request, files in zip(requests, found, strict=True) if files is None]
+    fresh = iter(_build_in_workers(missing, cache, report) if missing else ())
+    built = [next(fresh) if files is None else files for files in found]
+    return {
+        (model, recipe.name): _merge_seeds(built[index :: len(pairs)])
+        for index, (model, recipe) in enumerate(pairs)
+    }
+
+
+def _merge_seeds(per_seed: Sequence[Built]) -> Built:
+    """The first seed's files, scored over all seeds; a seed that failed makes the score unknown."""
+    return {name: _merge_format([built[name] for built in per_seed]) for name in per_seed[0]}
+
+
+def _merge_format(files: Sequence[Artifact | Failure]) -> Artifact | Failure:
+    first = files[0]
+    if isinstance(first, Failure):
+        return first
+    scores = []
+    for number, file in enumerate(files):
+        if isinstance(file, Failure):
+            return replace(first, score=None, score_reason=f"build {number + 1} failed: {file.reason}")
+        if file.score is None:
+            return first
+        scores.append(file.score)
+    merged = replace(
+        scores[0],
+        values=tuple(v for s in scores for v in s.values),
+        seeds=tuple(v for s in scores for v in s.seeds),
+    )
+    return replace(first, score=merged)
+
+
+def _build_in_workers(
+    requests: Sequence[BuildRequest], cache: Path, report: Callable[[Progress], None]
+) -> list[Built]:
+    context: SpawnContext = multiprocessing.get_context("spawn")
+    events: Queue[Progress] = context.Queue()
+    workers = min(len(requests), os.cpu_count() or 1, MOST_WORKERS)
+    total = len(requests)
+    built: dict[int, Built] = {}
+    report(Progress(stage="build", done=0, total=total, note=f"{workers} at a time"))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
+    try:
+        running: dict[Future[Built], int] = {pool.submit(_work, r, cache): i for i, r in enumerate(requests)}
+        while running:
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            _forward(events, report)
+            for future in done:
+                index = running.pop(future)
+                built[index] = future.result()
+                request = requests[index]
+                note = f"{request.recipe.name} of {Path(request.model).stem}, seed {request.seed}"
+                report(Progress(stage="build", done=len(built), total=total, note=note))
+    except BaseException:
+        for child in multiprocessing.active_children():  # ours: what they finished is in the cache
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return [built[index] for index in range(total)]
+
+
+def _forward(events: Queue[Progress], report: Callable[[Progress], None]) -> None:
+    while True:
+        try:
+            report(events.get_nowait())
+        except queue.Empty:
+            return
+
+
+def _start_worker(events: Queue[Progress]) -> None:
+    """Remember the way back, and keep standard output for results: libraries print to standard error."""
+    global _events  # noqa: PLW0603 - a worker process has one way back, given once
+    _events = events
+    os.dup2(2, 1)
+
+
+def _work(request: BuildRequest, cache: Path) -> Built:
+    put: Callable[[Progress], Any] = _events.put if _events is not None else _ignore
+    return build(request, cache, put)
+
+
+def _ignore(event: Progress) -> None:
+    """Nobody waits."""
+
+
+@functools.cache
+def versions(packages: tuple[str, ...]) -> Mapping[str, str | None]:
+    """Installed versions by distribution name; None for what is not installed."""
+    from importlib import metadata
+
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found

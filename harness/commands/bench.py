@@ -1,0 +1,141 @@
+"""Build recipes in every format, measure them on devices, and report which is best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from harness import config, pipeline, progress, store
+from harness.commands import _options
+from harness.core import plugins
+from harness.core.places import cache_dir
+from harness.core.types import Plan, Run
+from harness.store import RunFolder
+
+#: Outcomes that say something about the model; any other says that building or measuring failed.
+ANSWERS = {
+    "measured",
+    "unsupported_op",
+    "wrong_output",
+    "export_failed",
+    "load_failed",
+    "out_of_memory",
+    "runtime_missing",
+}
+QUICK = Plan(blocks=2, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, memory_blocks=1, quick=True)
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=_options.PATH)
+@_options.devices
+@_options.fleet
+@_options.models
+@_options.recipes
+@_options.formats
+@click.option(
+    "--threads", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, metavar="N"
+)
+@_options.seeds
+@click.option("--inputs", type=_options.PATH, help="Inputs for FILES: an .npz with one array per input.")
+@click.option("--blocks", type=click.IntRange(min=1), help="Fresh processes per cell.  [default: 6]")
+@click.option("--min-time", type=click.FloatRange(min=0.001), help="Seconds timed per block.  [default: 0.5]")
+@click.option("--min-iterations", type=click.IntRange(min=1), help="Inferences per block.  [default: 30]")
+@click.option("--quick", is_flag=True, help="A fast look: 2 short blocks; every record says so.")
+@_options.results
+@click.option("--run", "name", metavar="NAME", help="The run's name.  [default: time and model]")
+@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, with the choices it had.")
+@_options.cache
+@_options.as_json
+def command(
+    *,
+    files: tuple[Path, ...],
+    devices: tuple[str, ...],
+    fleet: Path | None,
+    models: tuple[str, ...],
+    recipes: tuple[str, ...],
+    formats: tuple[str, ...],
+    threads: tuple[int, ...],
+    seeds: int,
+    inputs: Path | None,
+    blocks: int | None,
+    min_time: float | None,
+    min_iterations: int | None,
+    quick: bool,
+    results: Path,
+    name: str | None,
+    resume: str | None,
+    cache: Path | None,
+    as_json: bool,
+) -> int:
+    """
+    Build, measure and compare.
+
+    Give models (with --recipe and --format), or FILES (.onnx, .tflite, .pte) that were made elsewhere.
+    Everything is stored under OUT/RUN as it is measured: Ctrl-C loses nothing, and --resume goes on.
+    """
+    known = config.load_devices(fleet)
+    cache = cache or cache_dir()
+    with progress.reporter() as show:
+        if resume:
+            folder = store.find(results, resume)
+            with _how_to_go_on(folder.path.name):
+                pipeline.resume(folder, known, cache, show)
+        else:
+            request = pipeline.Request(
+                models=models,
+                recipes=recipes,
+                formats=_options.format_names(formats),
+                threads=tuple(dict.fromkeys(threads)),
+                seeds=tuple(range(seeds)),
+                files=tuple(map(str, files)),
+                inputs=str(inputs) if inputs else None,
+                plan=_plan(quick, blocks, min_time, min_iterations),
+            )
+            chosen = config.select_devices(known, devices)
+            name = name or store.default_name([Path(source).stem for source in (*models, *request.files)])
+            with _how_to_go_on(name):
+                folder = pipeline.bench(request, chosen, results=results, name=name, cache=cache, show=show)
+    return _finish(folder, as_json=as_json)
+
+
+def _plan(quick: bool, blocks: int | None, min_time_s: float | None, min_iterations: int | None) -> Plan:
+    plan = QUICK if quick else Plan()
+    if blocks is not None:
+        plan = replace(plan, blocks=blocks)
+    if min_time_s is not None:
+        plan = replace(plan, min_time_s=min_time_s)
+    if min_iterations is not None:
+        plan = replace(plan, min_iterations=min_iterations)
+    return plan
+
+
+@contextmanager
+def _how_to_go_on(name: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. Go on with: edgebench bench --resume {name}", err=True)
+        raise
+
+
+def _finish(folder: RunFolder, *, as_json: bool) -> int:
+    """Write the report, print the results; 0 if every cell has an answer, 3 if none was measured, else 2."""
+    run = folder.read()
+    page = folder.path / "report.html"
+    store.write_atomically(page, plugins.load("harness.reports", "html").render(run))
+    click.echo(plugins.load("harness.reports", "json" if as_json else "table").render(run))
+    if not as_json:
+        click.echo(f"Report: {page}")
+    return exit_code(run)
+
+
+def exit_code(run: Run) -> int:
+    """0 if every cell has an answer, 2 if building or measuring failed for some, 3 if none was measured."""
+    outcomes = [record.status for record in run.records]
+    if "measured" not in outcomes:
+        return 3
+    return 0 if set(outcomes) <= ANSWERS else 2

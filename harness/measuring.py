@@ -1,0 +1,187 @@
+"""One device, many cells: interleaved blocks, each in a fresh agent process, each stored when it ends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.core.codec import SCHEMA
+from harness.core.errors import CellError, DeviceError
+from harness.core.types import (
+    Artifact,
+    BlockKind,
+    Cell,
+    Device,
+    Failure,
+    Job,
+    Plan,
+    Progress,
+    Record,
+    Status,
+)
+from harness.session import Session, open_session
+from harness.store import RunFolder, utc_now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One block to run: which cell, which kind, which number."""
+
+    record: int  # index into the device's records
+    kind: BlockKind
+    index: int
+
+
+def schedule(cells: int, plan: Plan) -> list[Slot]:
+    """
+    The order of all blocks of *cells* cells on one device.
+
+    Latency rounds come first. Each round runs every cell once, in a seeded random order that the next
+    round runs backwards (A B B A), so a steady drift of the device weighs on all cells alike. Memory
+    blocks follow: they are not timed.
+    """
+    order = list(range(cells))
+    generator = random.Random(plan.order_seed)
+    slots = []
+    for index in range(plan.blocks):
+        if index % 2 == 0:
+            generator.shuffle(order)
+        slots += [Slot(record=cell, kind="latency", index=index) for cell in order]
+        order.reverse()
+    return slots + [
+        Slot(record=cell, kind="memory", index=index)
+        for index in range(plan.memory_blocks)
+        for cell in range(cells)
+    ]
+
+
+def new_record(
+    run: str, cell: Cell, plan: Plan, artifact: Artifact | Failure, host: Mapping[str, Any]
+) -> Record:
+    """The record of a cell before anything is measured: ``interrupted``, or why there is no file."""
+    failure = artifact if isinstance(artifact, Failure) else None
+    return Record(
+        schema=SCHEMA,
+        run=run,
+        cell=cell,
+        status=failure.status if failure else "interrupted",
+        reason=failure.reason if failure else "not measured yet",
+        created_utc=utc_now(),
+        plan=plan,
+        artifact=artifact if isinstance(artifact, Artifact) else None,
+        device={},
+        host=host,
+        runtime=None,
+    )
+
+
+def measure(
+    device: Device, records: Sequence[Record], folder: RunFolder, report: Callable[[Progress], None]
+) -> list[Record]:
+    """
+    Measure the cells of *records* on *device* and store each record after every block.
+
+    Blocks that a record already has are not run again. A cell that fails gets its typed reason and the
+    others go on; a device that cannot be reached gives every open cell that reason.
+    """
+    current = list(records)
+
+    def keep(index: int, record: Record) -> None:
+        current[index] = record
+        folder.save(record)
+
+    todo = [i for i, record in enumerate(current) if record.status == "interrupted"]
+    if not todo:
+        return current
+    try:
+        with open_session(device) as session:
+            for index in todo:
+                keep(index, _attach(current[index], session))
+            _run_blocks(session, current, keep, report)
+    except DeviceError as error:
+        for index in todo:
+            if current[index].status == "interrupted":
+                keep(index, _failed(current[index], "lost_device", str(error)))
+    return current
+
+
+def _attach(record: Record, session: Session) -> Record:
+    """The record with what the device and its runtime are; failed when there is no such runtime."""
+    record = replace(record, device=session.facts)
+    try:
+        return replace(record, runtime=session.runtime(record.cell.format))
+    except CellError as error:
+        return _failed(record, error.status, str(error))
+
+
+def _run_blocks(
+    session: Session,
+    current: Sequence[Record],
+    keep: Callable[[int, Record], None],
+    report: Callable[[Progress], None],
+) -> None:
+    plan = current[0].plan
+    slots = [slot for slot in schedule(len(current), plan) if not _has(current[slot.record], slot)]
+    stage = f"measure on {session.device.name}"
+    for number, slot in enumerate(slots):
+        record = current[slot.record]
+        cell = record.cell
+        note = f"{cell.recipe} {cell.format} {cell.threads} thread(s), {slot.kind} block {slot.index + 1}"
+        report(Progress(stage=stage, done=number, total=len(slots), note=note))
+        if record.status == "interrupted":
+            keep(slot.record, _run_block(session, record, slot))
+    report(Progress(stage=stage, done=len(slots), total=len(slots), note=""))
+
+
+def _has(record: Record, slot: Slot) -> bool:
+    return any(block.kind == slot.kind and block.index == slot.index for block in record.blocks)
+
+
+def _run_block(session: Session, record: Record, slot: Slot) -> Record:
+    try:
+        block = session.run(_job(session, record, slot.kind), slot.index)
+    except CellError as error:
+        return _failed(record, error.status, str(error))
+    blocks = (*record.blocks, block)
+    wanted = record.plan.blocks + record.plan.memory_blocks
+    if len(blocks) == wanted:
+        return replace(record, blocks=blocks, status="measured", reason=None)
+    return replace(record, blocks=blocks, reason=f"stopped after {len(blocks)} of {wanted} blocks")
+
+
+def _job(session: Session, record: Record, kind: BlockKind) -> Job:
+    artifact, plan = record.artifact, record.plan
+    if artifact is None:
+        raise CellError("build_failed", "There is no file to run.")
+    timed = kind == "latency"
+    return Job(
+        kind=kind,
+        format=record.cell.format,
+        backend=record.cell.backend,
+        model=session.push(Path(artifact.path)),
+        check=session.push(Path(artifact.check_path)),
+        check_sets=artifact.check_sets,
+        check_min_sqnr_db=artifact.check_min_sqnr_db,
+        threads=record.cell.threads,
+        warmup_iterations=plan.warmup_iterations if timed else 0,
+        warmup_time_s=plan.warmup_time_s if timed else 0.0,
+        min_iterations=plan.min_iterations,
+        min_time_s=plan.min_time_s if timed else 0.0,
+        timeout_s=plan.timeout_s,
+    )
+
+
+def _failed(record: Record, status: Status, reason: str) -> Record:
+    return replace(record, status=status, reason=reason)
+
+
+def reopened(records: Iterable[Record]) -> list[Record]:
+    """Records for --resume: what was cut short or lost its device is open again, with its blocks."""
+    again = {"interrupted", "lost_device", "timeout", "agent_failed", "push_failed", "not_ready"}
+    return [
+        replace(r, status="interrupted", reason="not measured yet") if r.status in again and r.artifact else r
+        for r in records
+    ]

@@ -1,0 +1,231 @@
+"""The whole flow: recipes become files, files are measured on devices, cells become records."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressors.build import open_file
+from harness import __version__, building, config, measuring, store
+from harness.core import codec
+from harness.core.errors import UsageError
+from harness.core.types import (
+    BACKENDS,
+    Artifact,
+    Cell,
+    Device,
+    Failure,
+    FormatName,
+    Plan,
+    Progress,
+    Recipe,
+    Record,
+    RunInfo,
+)
+from harness.progress import Reporter
+from harness.store import RunFolder
+
+#: What a record says of the host: these decide what a file contains or how it is driven.
+PACKAGES = (
+    "torch",
+    "torchao",
+    "torch-pruning",
+    "executorch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "litert-torch",
+    "ai-edge-litert",
+    "numpy",
+    "scikit-learn",
+)
+FILE_RECIPE = "as-is"  # the recipe column of a file that was made elsewhere
+
+FileKey = tuple[str, str, FormatName]  # model, recipe, format
+Files = Mapping[FileKey, Artifact | Failure]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What one bench is asked for; stored in run.json, so --resume needs no options."""
+
+    models: tuple[str, ...]  # task names or paths of task files
+    recipes: tuple[str, ...]  # names or paths
+    formats: tuple[FormatName, ...]
+    threads: tuple[int, ...]
+    seeds: tuple[int, ...]
+    files: tuple[str, ...]  # model files made elsewhere
+    inputs: str | None  # .npz for those files
+    plan: Plan
+
+
+def bench(
+    request: Request, devices: Sequence[Device], *, results: Path, name: str, cache: Path, show: Reporter
+) -> RunFolder:
+    """Build what is missing, measure every cell on every device, keep one record per cell."""
+    opened = open_files(request, cache)  # bad files and recipes end here, before a folder is made
+    recipes = load_recipes(request)
+    folder = store.create(results, name)
+    with folder.locked():
+        info = RunInfo(
+            schema=codec.SCHEMA,
+            name=name,
+            created_utc=store.utc_now(),
+            cells=tuple(plan_cells(request, devices, recipes, list(opened))),
+            plan=request.plan,
+            request=codec.to_json(request),
+            host=host_facts(),
+        )
+        folder.save_info(info)
+        try:
+            files = opened | build_files(request, recipes, cache, show)
+        except UsageError:
+            folder.discard()  # nothing was measured, and what was asked for cannot be
+            raise
+        _measure_all(_open_records(info, files, folder), devices, folder, show)
+    return folder
+
+
+def resume(folder: RunFolder, fleet: Mapping[str, Device], cache: Path, show: Reporter) -> None:
+    """Go on with a run: finished cells stay, open ones are measured from the block they stopped at."""
+    with folder.locked():
+        run = folder.read()
+        request = codec.from_json(Request, run.info.request, where=f"{folder.path}: request")
+        devices = config.select_devices(fleet, list(dict.fromkeys(cell.device for cell in run.info.cells)))
+        records = list(run.records)
+        if len(records) < len(run.info.cells):
+            files = open_files(request, cache) | build_files(request, load_recipes(request), cache, show)
+            records = _open_records(run.info, files, folder, records)
+        for record in records:
+            if record.artifact and not Path(record.artifact.path).exists():
+                raise UsageError(
+                    f"{record.artifact.path}, the file of {record.cell.id}, is gone from the cache.",
+                    hint="Start the run again under a new name.",
+                )
+        _measure_all(measuring.reopened(records), devices, folder, show)
+
+
+def _open_records(
+    info: RunInfo, files: Files, folder: RunFolder, have: Sequence[Record] = ()
+) -> list[Record]:
+    """One record for every cell of the plan: those we *have*, and new ones for the others."""
+    kept = {record.cell: record for record in have}
+    for cell in info.cells:
+        if cell not in kept:
+            file = files[cell.model, cell.recipe, cell.format]
+            kept[cell] = measuring.new_record(info.name, cell, info.plan, file, info.host)
+            folder.save(kept[cell])
+    return [kept[cell] for cell in info.cells]
+
+
+def _measure_all(
+    records: Sequence[Record], devices: Sequence[Device], folder: RunFolder, show: Reporter
+) -> None:
+    """Devices in parallel, one worker each; the cells of a device one after the other."""
+    groups = [[record for record in records if record.cell.device == device.name] for device in devices]
+    if len(devices) == 1:  # in this thread, so that Ctrl-C reaches it at once
+        measuring.measure(devices[0], groups[0], folder, show)
+        return
+    stop = threading.Event()
+
+    def report(event: Progress) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        show(event)
+
+    with ThreadPoolExecutor(max_workers=len(devices)) as pool:
+        pairs = zip(devices, groups, strict=True)
+        jobs = [pool.submit(measuring.measure, device, group, folder, report) for device, group in pairs]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            stop.set()  # each device ends its block, stores it and stops
+            raise
+
+
+def open_files(request: Request, cache: Path) -> dict[FileKey, Artifact | Failure]:
+    """The request's files that were made elsewhere."""
+    _refuse_twins("file", [Path(file).name for file in request.files])
+    inputs = Path(request.inputs) if request.inputs else None
+    opened = [open_file(Path(file), cache, inputs) for file in request.files]
+    return {(file.model, FILE_RECIPE, file.format): file for file in opened}
+
+
+def load_recipes(request: Request) -> list[Recipe]:
+    """The request's recipes; UsageError for two of one name."""
+    recipes = [config.load_recipe(name) for name in request.recipes]
+    _refuse_twins("recipe", [recipe.name for recipe in recipes])
+    return recipes
+
+
+def build_files(
+    request: Request, recipes: Sequence[Recipe], cache: Path, show: Reporter
+) -> dict[FileKey, Artifact | Failure]:
+    """Every file of the request that is built here from a model and a recipe."""
+    _refuse_twins("model", [Path(model).stem for model in request.models])
+    built = building.build_all(
+        models=request.models,
+        recipes=recipes,
+        formats=request.formats,
+        seeds=request.seeds,
+        cache=cache,
+        report=show,
+    )
+    return {
+        (Path(model).stem, recipe, name): file
+        for (model, recipe), outcomes in built.items()
+        for name, file in outcomes.items()
+    }
+
+
+def _refuse_twins(kind: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"Two of the {kind}s are called {name!r}.", hint="Give each its own name.")
+
+
+def plan_cells(
+    request: Request, devices: Sequence[Device], recipes: Sequence[Recipe], opened: Sequence[FileKey]
+) -> list[Cell]:
+    """Every (device, file, threads) as a cell; UsageError when there is none."""
+    keys = [
+        (Path(model).stem, recipe.name, name)
+        for model in request.models
+        for recipe in recipes
+        for name in request.formats
+    ]
+    cells = [
+        Cell(
+            device=device.name,
+            model=model,
+            recipe=recipe,
+            format=name,
+            threads=threads,
+            backend=BACKENDS[name],
+        )
+        for device in devices
+        for model, recipe, name in [*keys, *opened]
+        for threads in request.threads
+    ]
+    if not cells:
+        raise UsageError(
+            "There is nothing to measure.",
+            hint="Give --model NAME (see: edgebench list models), or model files.",
+        )
+    return cells
+
+
+def host_facts() -> dict[str, Any]:
+    """The machine and the packages that build and drive."""
+    return {
+        "edgebench": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": dict(building.versions(PACKAGES)),
+    }

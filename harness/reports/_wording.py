@@ -1,0 +1,108 @@
+"""How a figure, its spread and its count are written for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from harness import ranking
+from harness.compare import Comparison
+from harness.core import units
+from harness.metrics import Metric, Row
+
+ABSENT = "–"
+
+
+def figure(row: Row, name: str) -> str:
+    """The value of one figure with its unit, or a dash."""
+    value = row.metrics[name].value
+    return ABSENT if value is None else _writer(row, name)(value)
+
+
+def spread(row: Row, name: str) -> str:
+    """The spread of one figure: ``12.1–12.5 µs``, ``± 0.22 %``; empty where there is none."""
+    metric, write = row.metrics[name], _writer(row, name)
+    if metric.value is None or metric.low is None or metric.high is None:
+        return ""
+    if metric.spread == "sd":
+        return f"± {write((metric.high - metric.low) / 2)}"
+    return units.joined(write(metric.low), write(metric.high))
+
+
+def speed_up(comparison: Comparison | None) -> str:
+    """How many times as fast the candidate is, with its 95 % interval: ``5.29 (5.22–5.36)``."""
+    if comparison is None or comparison.ratio is None:
+        return ABSENT
+    text = units.times(1 / comparison.ratio)
+    if comparison.low is None or comparison.high is None:
+        return text
+    return f"{text} ({units.times(1 / comparison.high)}–{units.times(1 / comparison.low)})"
+
+
+def score_figure(row: Row) -> str:
+    """The score with its spread: ``98.9 ± 0.2 %`` over seeds, ``98.9 (97.4–99.5 %)`` for one."""
+    metric = row.score
+    if metric.value is None:
+        return ABSENT
+    name, unit = row.score_metric, " %" if ranking.is_share(row.score_metric) else ""
+    value = ranking.score(metric.value, name, 1)
+    if metric.low is None or metric.high is None:
+        return value
+    if metric.spread == "sd":
+        half = ranking.score((metric.high - metric.low) / 2, name, 1)
+        return f"{value.removesuffix(unit)} ± {half}"
+    bounds = units.joined(ranking.score(metric.low, name, 1), ranking.score(metric.high, name, 1))
+    return f"{value.removesuffix(unit)} ({bounds})"
+
+
+def about(metric: Metric) -> str:
+    """What stands behind a figure: its kind of spread, its count, or why it is missing."""
+    if metric.value is None:
+        return metric.reason or "not measured"
+    kinds: Mapping[str, str] = {
+        "ci95": "95 % interval",
+        "range": "smallest to largest",
+        "sd": "standard deviation",
+        "exact": "exact",
+    }
+    kind = kinds[metric.spread] if metric.low is not None or metric.spread == "exact" else ""
+    return "; ".join(part for part in (kind, f"n = {metric.n}" if metric.n else "", metric.reason) if part)
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the columns mean and how many observations stand behind them, for the rows shown."""
+    lines = []
+    if timed := [r.p50_ns for r in rows if r.p50_ns.value is not None]:
+        blocks = units.counts([m.n for m in timed], "block")
+        values = units.counts([m.samples for m in timed], "timed inference")
+        lines.append(
+            f"p50: median over {blocks} (one fresh process each) of the block's median, {values} per cell; "
+            "interval: Student's t over blocks, 95 %. speed-up: against the uncompressed model in the same "
+            "format, block by block."
+        )
+    if sensed := [r.peak_bytes for r in rows if r.peak_bytes.value is not None]:
+        blocks = units.counts([m.n for m in sensed], "memory block")
+        lines.append(
+            f"Memory: highest of {blocks} (processes that are not timed); "
+            "peak: the whole process; model: peak minus the runtime's baseline."
+        )
+    if scored := [r for r in rows if r.score.value is not None]:
+        name = scored[0].score_metric or "score"
+        seeds = units.counts([r.score.n for r in scored], "seed")
+        kinds = {r.score.spread for r in scored}
+        kind = "mean ± standard deviation over" if "sd" in kinds else "95 % Wilson interval,"
+        samples = units.counts([r.score.samples for r in scored], "test sample")
+        lines.append(f"{name[:1].upper() + name[1:]}: in the file's own runtime, {kind} {seeds}, {samples}.")
+    return lines
+
+
+def _writer(row: Row, name: str) -> Callable[[float], str]:
+    if name.endswith("_ns"):
+        return units.duration
+    if name.endswith("_bytes"):
+        return units.size
+    if name in ("parameters", "nonzeros", "macs"):
+        return units.count
+    if name == "score":
+        return lambda value: ranking.score(value, row.score_metric)
+    suffix = {"parity_sqnr_db": " dB", "energy_j_per_inference": " J"}.get(name, "")
+    return lambda value: f"{value:.3g}{suffix}"
