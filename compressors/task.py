@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressors import source
+from compressors.options import Training, option_error
 from harness.core import plugins
 from harness.core.errors import EdgebenchError, UsageError
 
@@ -24,23 +25,6 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 REQUIRED = ("model", "example_inputs", "validation_loader")
 OPTIONAL = ("train_loader", "test_loader", "calibration_loader", "loss", "metric")
-
-
-class Training(BaseModel):
-    """How a model is trained; a task's ``TRAINING`` and the fine-tuning options of passes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: int = Field(10, ge=0, le=100_000, description="passes over the train loader")
-    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
-    optimiser: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimiser")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="weight decay")
-    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
-        "one_cycle", description="learning rate over time"
-    )
-    warmup: float = Field(0.25, ge=0, le=0.9, description="share of one_cycle in which the rate rises")
-    channels_last: bool = Field(False, description="train in NHWC memory order; faster for many CNNs")
-    threads: int = Field(1, ge=1, le=1024, description="threads; 1 makes weights the same on any core count")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,17 +149,6 @@ def _training(module: ModuleType, path: Path) -> Training:
         return Training.model_validate(options)
     except ValidationError as error:
         raise option_error(f"{path}: TRAINING", Training, error) from error
-
-
-def option_error(where: str, options: type[BaseModel], error: ValidationError) -> UsageError:
-    """The first problem that pydantic found, as one sentence; *where* says whose options they are."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        unknown = plugins.unknown("option", key, options.model_fields)
-        return UsageError(f"{where}: {unknown.message}", hint=unknown.hint)
-    text = first["msg"][:1].lower() + first["msg"][1:]
-    return UsageError(f"{where}: {key}: {text}, found {first['input']!r}.")
 
 
 def _calibration(

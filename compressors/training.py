@@ -15,7 +15,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from compressors.task import Task, Training
+from compressors.options import Training
+from compressors.task import Task
 from harness.core.errors import CellError, UsageError
 from harness.core.types import Progress
 
