@@ -55,6 +55,15 @@ class Task:
         return as_outputs(result, str(self.path))
 
 
+def _accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Share of samples whose largest output is the target."""
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+#: A task may say METRIC = one of these instead of writing metric().
+METRICS: dict[str, Callable[[Any, Tensor], float]] = {"accuracy": _accuracy}
+
+
 def load(model: str) -> Task:
     """Load a task by name or by path; every mistake in the file is one UsageError sentence."""
     path = source.locate(model)
@@ -91,15 +100,17 @@ def _forget_siblings(path: Path) -> None:
 def _task(module: ModuleType, path: Path, name: str) -> Task:
     no_score = _constant(module, path, "LATENCY_ONLY", str)
     trained = bool(_constant(module, path, "TRAINED", bool))
+    metric_name = _constant(module, path, "METRIC", str)
     needed = [*REQUIRED]
     if no_score is None:
-        needed += ["metric"] if trained else ["train_loader", "loss", "metric"]
+        needed += [] if trained else ["train_loader", "loss"]
+        needed += [] if metric_name in METRICS else ["metric"]
     functions = {
         name: _function(module, path, name, required=name in needed) for name in (*REQUIRED, *OPTIONAL)
     }
     validation, train = functions["validation_loader"], functions["train_loader"]
     assert validation is not None
-    metric = getattr(module, "metric", None)
+    metric = functions["metric"] or METRICS.get(metric_name)
     return Task(
         name=name,
         path=path,
@@ -110,8 +121,8 @@ def _task(module: ModuleType, path: Path, name: str) -> Task:
         calibration_loader=_calibration(functions["calibration_loader"], train, validation),
         train_loader=train,
         loss=functions["loss"],
-        metric=functions["metric"] if no_score is None else None,
-        metric_name=_constant(module, path, "METRIC", str) or getattr(metric, "__name__", "metric"),
+        metric=metric if no_score is None else None,
+        metric_name=metric_name or getattr(getattr(module, "metric", None), "__name__", "metric"),
         training=None if trained or no_score is not None else _training(module, path),
         no_score=no_score,
     )
@@ -209,9 +220,10 @@ _END = object()
 
 
 def _batch(path: Path, item: Any, name: str) -> Batch:
-    if not isinstance(item, (tuple, list)) or not 1 <= len(item) <= 2:
+    pair = (item,) if isinstance(item, Tensor) else item  # a tensor alone is a batch without targets
+    if not isinstance(pair, (tuple, list)) or not 1 <= len(pair) <= 2:
         raise UsageError(f"{path}: {name}() must give (inputs, targets) pairs, found {_kind(item)}.")
-    raw, targets = item[0], item[1] if len(item) == 2 else None
+    raw, targets = pair[0], pair[1] if len(pair) == 2 else None
     inputs = (raw,) if isinstance(raw, Tensor) else raw
     if not isinstance(inputs, (tuple, list)) or not all(isinstance(t, Tensor) for t in inputs) or not inputs:
         raise UsageError(f"{path}: {name}() must give inputs that are tensors, found {_kind(raw)}.")
