@@ -117,10 +117,16 @@ def nonzeros(state: State) -> int:
 
 def macs(module: nn.Module, task: Task) -> int:
     """Multiply-accumulates of one inference with the example inputs: convolutions and matrix products."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        score.forward(module, task.example_inputs(), task)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into fused attention
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            score.forward(module, task.example_inputs(), task)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()) // 2
 
 

@@ -99,6 +99,9 @@ def _apply(
         after: State = plugins.load(PASSES, step.name).apply(state, options, context)
     except CellError as error:
         raise CellError(error.status, f"{where}: {error.message}", hint=error.hint) from error
+    except ModuleNotFoundError as error:
+        missing = plugins.missing_package((error.name or "").split(".")[0], needed_by=step.name)
+        raise CellError("build_failed", missing.message, hint=missing.hint) from error
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
     contract.require(after, context.task, where, before=state)

@@ -57,7 +57,7 @@ class Task:
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Share of samples whose largest output is the target."""
-    return float((outputs.argmax(1) == targets).float().mean())
+    return float((outputs.argmax(1) == targets).double().mean())
 
 
 #: A task may say METRIC = one of these instead of writing metric().

@@ -33,7 +33,8 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         from compressors import tflite_file
 
         if state.quantised is None:
-            litert_torch.convert(state.module, example_inputs).export(str(path))
+            wide = _wide(example_inputs)
+            litert_torch.convert(state.module, example_inputs, enable_x64=wide).export(str(path))
         else:
             _convert_quantised(state.quantised.unfolded, example_inputs, path)
         tflite_file.write(tflite_file.bare(tflite_file.with_float_interface(tflite_file.read(path))), path)
@@ -46,7 +47,13 @@ def _convert_quantised(graph: nn.Module, example_inputs: tuple[Tensor, ...], pat
     # The graph carries its own scales; this only tells the converter to make integer kernels of it.
     mode = pt2e_quantizer.PT2EQuantizer().set_global(pt2e_quantizer.get_symmetric_quantization_config())
     config = quant_config.QuantConfig(pt2e_quantizer=mode)
-    litert_torch.convert(graph, example_inputs, quant_config=config).export(str(path))
+    wide = _wide(example_inputs)
+    litert_torch.convert(graph, example_inputs, quant_config=config, enable_x64=wide).export(str(path))
+
+
+def _wide(example_inputs: tuple[Tensor, ...]) -> bool:
+    """Whether 64-bit types must be kept: by default the converter changes such inputs to 32 bits."""
+    return any(tensor.element_size() == 8 for tensor in example_inputs)
 
 
 def require_whole(path: Path) -> None:

@@ -71,11 +71,6 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, targets, label_smoothing=0.05)
 
 
-def metric(outputs: Tensor, targets: Tensor) -> float:
-    """Share of right answers."""
-    return (outputs.argmax(1) == targets).float().mean().item()
-
-
 class Augmented:
     """Shuffled batches of images that are rotated, scaled, sheared, shifted and warped at random."""
 

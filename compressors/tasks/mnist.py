@@ -73,11 +73,6 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, targets)
 
 
-def metric(outputs: Tensor, targets: Tensor) -> float:
-    """Share of right answers."""
-    return (outputs.argmax(1) == targets).float().mean().item()
-
-
 class Shuffled:
     """Training batches in a new order each time; an incomplete last batch is left out."""
 

@@ -190,6 +190,22 @@ def test_macs_are_those_of_convolutions_and_matrix_products(tiny: task.Task) -> 
     assert contract.macs(tiny.model().eval(), tiny) == wanted
 
 
+def test_macs_of_attention_are_counted(tiny: task.Task) -> None:
+    """8 tokens of 8: 3 products of 8x8 in, 1 out, and for 2 heads of 4 twice 8x8x4."""
+    layer = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.layer(x[:, 0], x[:, 0], x[:, 0], need_weights=False)[0]
+            return result
+
+    assert contract.macs(Attention().eval(), tiny) == 8 * 8 * 8 * 4 + 2 * 2 * 8 * 8 * 4
+
+
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
