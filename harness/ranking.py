@@ -15,10 +15,12 @@ from harness.compare import Comparison, compare, differences
 from harness.core import units
 from harness.core.types import RUNTIMES, SUFFIXES, Cell, Recipe, Record, Run
 from harness.metrics import Row
-from harness.wording import counted, factor, joined, label, score, score_difference, times
 
 #: How much worse than the best score "nearly as good" may be: half a point of accuracy.
 SCORE_LOSS = 0.005
+
+#: Scores that are shares of the test samples: written in percent, differences in points.
+SHARES = frozenset({"accuracy", "top1", "top5", "f1", "precision", "recall", "iou", "map"})
 
 _NO_STEPS = Recipe(name="fp32").digest
 
@@ -71,7 +73,7 @@ def _rank(
     key: tuple[str, str, int], rows: Sequence[Row], records: Mapping[Cell, Record], score_loss: float
 ) -> Ranking:
     device, model, threads = key
-    place = f"{model} on {device} with {counted(threads, 'thread')}"
+    place = f"{model} on {device} with {units.counted(threads, 'thread')}"
     if any(r.emulated for r in rows):
         why = f"{device} is emulated: its times are the emulator's, so {place} is not ranked."
         return Ranking(device=device, model=model, threads=threads, unranked=tuple(rows), sentences=(why,))
@@ -152,15 +154,44 @@ def _dominates(left: Row, right: Row) -> bool:
 # --- sentences ---------------------------------------------------------------------------------------
 
 
+def label(cell: Cell) -> str:
+    """``pruned_int8 as .tflite``."""
+    return f"{cell.recipe} as {SUFFIXES[cell.format]}"
+
+
+def factor(comparison: Comparison) -> str:
+    """How many times as fast the candidate is: ``8.41 × as fast (95 % interval 8.20–8.63)``."""
+    assert comparison.ratio is not None
+    text = f"{units.times(1 / comparison.ratio)} × as fast"
+    if comparison.low is None or comparison.high is None:
+        return f"{text} (no interval: {comparison.why})"
+    return f"{text} (95 % interval {units.times(1 / comparison.high)}–{units.times(1 / comparison.low)})"
+
+
+def score(value: float, metric: str | None, digits: int = 2) -> str:
+    """``98.89 %`` for a share, else the number as it is."""
+    return units.percent(value, digits) if is_share(metric) else f"{value:.4g}"
+
+
+def score_difference(value: float, metric: str | None) -> str:
+    """``0.5 points`` for a share, else the number as it is."""
+    return f"{value * 100:g} points" if is_share(metric) else f"{value:g}"
+
+
+def is_share(metric: str | None) -> bool:
+    """Whether a score of this name is a share of the test samples."""
+    return metric is not None and metric.lower() in SHARES
+
+
 def _fastest_sentence(place: str, fastest: Row) -> str:
     p50 = fastest.p50_ns
     interval = ""
     if p50.low is not None and p50.high is not None:
-        interval = f"95 % interval {joined(units.duration(p50.low), units.duration(p50.high))}, "
+        interval = f"95 % interval {units.joined(units.duration(p50.low), units.duration(p50.high))}, "
     return (
         f"The fastest form of {place} is {label(fastest.cell)} in {RUNTIMES[fastest.cell.format]}: "
         f"{units.duration(_time(fastest))} per inference "
-        f"({interval}{counted(p50.n, 'block')})."
+        f"({interval}{units.counted(p50.n, 'block')})."
     )
 
 
@@ -216,7 +247,8 @@ def _accurate_sentences(
         text += (
             f"{label(accurate.cell)}: {units.duration(_time(accurate))}, {score(_score(accurate), metric)}"
         )
-    text += f" ({counted(accurate.score.n, 'seed')}, {counted(accurate.score.samples, 'test sample')})."
+    seeds, samples = accurate.score.n, accurate.score.samples
+    text += f" ({units.counted(seeds, 'seed')}, {units.counted(samples, 'test sample')})."
     uncompressed = original.get(accurate.cell)
     if uncompressed is None or uncompressed is accurate:
         return [text]
@@ -227,7 +259,11 @@ def _size_sentences(row: Row, original: Row) -> list[str]:
     if not row.file_bytes.value or not original.file_bytes.value:
         return []
     share = original.file_bytes.value / row.file_bytes.value
+    if 0.995 < share < 1.005:
+        return [f"Its file is as large as the uncompressed one: {units.size(row.file_bytes.value)}."]
     sizes = f"{units.size(row.file_bytes.value)} instead of {units.size(original.file_bytes.value)}"
-    return (
-        [f"Its file is {sizes}: {times(share)} × smaller."] if share >= 1.005 else [f"Its file is {sizes}."]
-    )
+    return [f"Its file is {sizes}: {units.times(share if share > 1 else 1 / share)} × {_than(share)}."]
+
+
+def _than(share: float) -> str:
+    return "smaller" if share > 1 else "larger"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def duration(ns: float) -> str:
     """Nanoseconds as ``12.3 µs``, ``1.23 ms`` or ``1.23 s``, three significant digits."""
@@ -30,6 +32,29 @@ def count(number: float) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """0.9912 as ``99.1 %``."""
     return f"{share * 100:.{digits}f} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+def counts(numbers: Iterable[int], noun: str) -> str:
+    """``6 blocks`` where all agree, else ``5 to 6 blocks``."""
+    known = list(numbers)
+    low, high = min(known), max(known)
+    return counted(low, noun) if low == high else f"{low} to {counted(high, noun)}"
+
+
+def times(value: float) -> str:
+    """A factor with three or so digits: ``0.98``, ``8.41``, ``10.4``."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def joined(low: str, high: str) -> str:
+    """Two written values with one unit where they share it: ``12.1–12.5 µs``."""
+    number, _, unit = low.partition(" ")
+    return f"{number}–{high}" if unit and high.endswith(f" {unit}") else f"{low}–{high}"
 
 
 def _three(value: float) -> str:

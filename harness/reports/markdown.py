@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from harness import metrics, ranking, wording
+from harness import metrics, ranking
+from harness.core import units
 from harness.core.types import RUNTIMES, SUFFIXES, Run
 from harness.metrics import Row
 from harness.ranking import Ranking
+from harness.reports import _wording
 
 SUFFIX = ".md"
 
@@ -40,13 +42,13 @@ def render(run: Run) -> str:
     for group in ranking.rank(run):
         lines += _section(group)
     all_rows = metrics.rows(run)
-    lines += [f"- {_text(note)}" for note in wording.notes(all_rows)]
+    lines += [f"- {_text(note)}" for note in _wording.notes(all_rows)]
     return "\n".join([*lines, "", f"**{metrics.coverage(all_rows)}**", ""])
 
 
 def _section(group: Ranking) -> list[str]:
     rows = [*group.ranked, *group.unranked]
-    place = f"{group.model} on {group.device} · {wording.counted(group.threads, 'thread')}"
+    place = f"{group.model} on {group.device} · {units.counted(group.threads, 'thread')}"
     failed = [r for r in rows if r.status != "measured"]
     return [
         f"### {_text(place)}",
@@ -57,7 +59,7 @@ def _section(group: Ranking) -> list[str]:
         _line(["---"] * 3 + ["---:"] * (len(_TITLES) - 3)),
         *(_line(_cells(group, r)) for r in rows),
         "",
-        *(f"- {_text(wording.label(r.cell))}: **{r.status}**: {_text(r.reason or '')}" for r in failed),
+        *(f"- {_text(ranking.label(r.cell))}: **{r.status}**: {_text(r.reason or '')}" for r in failed),
         *([""] if failed else []),
     ]
 
@@ -68,19 +70,19 @@ def _cells(group: Ranking, row: Row) -> list[str]:
         f"**{name}**" if row is group.fastest else name,
         SUFFIXES[row.cell.format],
         _text(_runtime(row)),
-        f"**{row.status}**" if row.status != "measured" else wording.figure(row, "p50_ns"),
-        wording.spread(row, "p50_ns") or wording.ABSENT,
-        wording.figure(row, "p90_ns"),
-        wording.figure(row, "p99_ns"),
-        wording.speed_up(group.over_original.get(row.cell)),
-        wording.figure(row, "load_ns"),
-        wording.figure(row, "first_inference_ns"),
-        wording.figure(row, "cpu_over_wall"),
-        wording.figure(row, "peak_bytes"),
-        wording.figure(row, "model_memory_bytes"),
-        wording.figure(row, "file_bytes"),
-        wording.figure(row, "gzip_bytes"),
-        wording.score_figure(row),
+        f"**{row.status}**" if row.status != "measured" else _wording.figure(row, "p50_ns"),
+        _wording.spread(row, "p50_ns") or _wording.ABSENT,
+        _wording.figure(row, "p90_ns"),
+        _wording.figure(row, "p99_ns"),
+        _wording.speed_up(group.over_original.get(row.cell)),
+        _wording.figure(row, "load_ns"),
+        _wording.figure(row, "first_inference_ns"),
+        _wording.figure(row, "cpu_over_wall"),
+        _wording.figure(row, "peak_bytes"),
+        _wording.figure(row, "model_memory_bytes"),
+        _wording.figure(row, "file_bytes"),
+        _wording.figure(row, "gzip_bytes"),
+        _wording.score_figure(row),
         str(row.p50_ns.n),
     ]
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import metrics, ranking, wording
+from harness import metrics, ranking
+from harness.core import units
 from harness.core.types import RUNTIMES, SUFFIXES, Run
 from harness.metrics import Row
 from harness.ranking import Ranking
+from harness.reports import _wording
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +42,7 @@ def render(run: Run, *, width: int = WIDTH, color: bool = False) -> str:
         left_out |= dict.fromkeys(_print_group(console, group))
     console.print()
     all_rows = metrics.rows(run)
-    for note in wording.notes(all_rows):
+    for note in _wording.notes(all_rows):
         _say(console, note, "dim")
     if left_out:
         _say(
@@ -61,14 +63,14 @@ class _Column:
 def _print_group(console: Console, group: Ranking) -> list[str]:
     """Print one table and what it means; the titles of the columns that did not fit."""
     rows = [*group.ranked, *group.unranked]
-    place = f"{group.model} on {group.device} · {wording.counted(group.threads, 'thread')}"
-    columns = [c for c in _COLUMNS if c.rank == 0 or any(c.cell(group, r) != wording.ABSENT for r in rows)]
+    place = f"{group.model} on {group.device} · {units.counted(group.threads, 'thread')}"
+    columns = [c for c in _COLUMNS if c.rank == 0 or any(c.cell(group, r) != _wording.ABSENT for r in rows)]
     table, left_out = _fit(console, group, rows, columns)
     console.print()
     _say(console, place, "bold")
     console.print(table)
     for row in (r for r in rows if r.status != "measured"):
-        _say(console, f"  {wording.label(row.cell)}: {row.status}: {row.reason}", "red")
+        _say(console, f"  {ranking.label(row.cell)}: {row.status}: {row.reason}", "red")
     for sentence in group.sentences:
         _say(console, sentence)
     return left_out
@@ -116,11 +118,11 @@ def _plain(text: str) -> str:
 
 
 def _figure(name: str) -> Callable[[Ranking, Row], str]:
-    return lambda _group, row: wording.figure(row, name)
+    return lambda _group, row: _wording.figure(row, name)
 
 
 def _p50(_group: Ranking, row: Row) -> str:
-    return wording.figure(row, "p50_ns") if row.status == "measured" else row.status
+    return _wording.figure(row, "p50_ns") if row.status == "measured" else row.status
 
 
 _COLUMNS = (
@@ -134,11 +136,11 @@ _COLUMNS = (
     ),
     _Column(title="p50", cell=_p50),
     _Column(
-        title="interval", cell=lambda _group, row: wording.spread(row, "p50_ns") or wording.ABSENT, rank=1
+        title="interval", cell=lambda _group, row: _wording.spread(row, "p50_ns") or _wording.ABSENT, rank=1
     ),
     _Column(title="p99", cell=_figure("p99_ns"), rank=4),
     _Column(
-        title="speed-up", cell=lambda group, row: wording.speed_up(group.over_original.get(row.cell)), rank=3
+        title="speed-up", cell=lambda group, row: _wording.speed_up(group.over_original.get(row.cell)), rank=3
     ),
     _Column(title="load", cell=_figure("load_ns"), rank=8),
     _Column(title="first", cell=_figure("first_inference_ns"), rank=7),
@@ -146,5 +148,5 @@ _COLUMNS = (
     _Column(title="peak mem", cell=_figure("peak_bytes"), rank=5),
     _Column(title="model mem", cell=_figure("model_memory_bytes"), rank=2),
     _Column(title="size", cell=_figure("file_bytes")),
-    _Column(title="score", cell=lambda _group, row: wording.score_figure(row), rank=1),
+    _Column(title="score", cell=lambda _group, row: _wording.score_figure(row), rank=1),
 )

@@ -27,23 +27,36 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["bench"], "There is nothing to measure."),
         (["bench", "--modle", "digits_cnn"], "No such option '--modle'"),
         (["bench", "--model", "digits_cnn", "--threads", "0"], "0 is not in the range x>=1"),
-        (["bench", "--model", "digits_cnn", "--recipe", "itn8"], "There is no recipe 'itn8'.\n  Did you mean 'int8'?"),
-        (["bench", "--model", "digits_cnn", "--format", "tflit"], "There is no format 'tflit'.\n  Did you mean 'tflite'?"),
+        (
+            ["bench", "--model", "digits_cnn", "--recipe", "itn8"],
+            "There is no recipe 'itn8'.\n  Did you mean 'int8'?",
+        ),
+        (
+            ["bench", "--model", "digits_cnn", "--format", "tflit"],
+            "There is no format 'tflit'.\n  Did you mean 'tflite'?",
+        ),
         (["bench", "--model", "digits_cn"], "'digits_cn'"),
         (["bench", "--model", "nowhere/task.py"], "nowhere/task.py"),
         (["bench", "nowhere.onnx"], "nowhere.onnx"),
         (["bench", "--model", "digits_cnn", "--device", "pi5"], "There is no device 'pi5'."),
         (["bench", "--model", "digits_cnn", "--fleet", "nowhere.yaml"], "nowhere.yaml cannot be read"),
-        (["bench", "--model", "digits_cnn", "--recipe", "fp32", "--recipe", "fp32"], "Two of the recipes are called"),
+        (
+            ["bench", "--model", "digits_cnn", "--recipe", "fp32", "--recipe", "fp32"],
+            "Two of the recipes are called",
+        ),
         (["bench", "--resume", "never"], "There is no run 'never'"),
         (["build"], "No model was given."),
         (["report", "never"], "There is no run 'never'"),
         (["list", "pases"], "'pases'"),
         (["list"], "Missing argument"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_sentence_and_exit_code_4(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEBENCH_CACHE", str(tmp_path / "cache"))
@@ -54,7 +67,11 @@ def test_bad_input_is_one_sentence_and_exit_code_4(
 @pytest.mark.parametrize("content", [b"", b"garbage" * 99, b"\x1c\0\0\0TFL3" + b"\0" * 64])
 @pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".pte"])
 def test_unreadable_model_files_are_refused(
-    suffix: str, content: bytes, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suffix: str,
+    content: bytes,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / f"model{suffix}"

@@ -1,0 +1,187 @@
+"""Text renderings: every cell in each of them, the figures of the records, and nothing of a hostile name."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from harness import metrics
+from harness.core import plugins, units
+from harness.core.types import STATUSES, Run, Status
+from harness.reports import _wording
+from tests import records
+
+NAMES = plugins.names("harness.reports")
+TEXT = [name for name in NAMES if name != "html"]  # html has a test file and a browser of its own
+REASON = "aten.erfinv has no lowering"
+HOSTILE = "<script>alert(1)</script>|`x`\n# *h* [a](b) \x1b[31m😀"
+
+
+def render(name: str, run: Run) -> str:
+    text = plugins.load("harness.reports", name).render(run)
+    assert isinstance(text, str)
+    return text
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """Twelve cells, of which one failed and one was never reached."""
+    whole = records.demo_run(samples=120)
+    kept = list(whole.records)
+    kept[4] = records.failed(kept[4].cell, "unsupported_op", REASON)
+    return records.run(kept[:-1], cells=[r.cell for r in whole.records])
+
+
+def test_the_renderings_are_the_five_that_are_promised() -> None:
+    assert NAMES == ["csv", "html", "json", "markdown", "table"]
+    suffixes = {name: plugins.load("harness.reports", name).SUFFIX for name in NAMES}
+    assert suffixes == {
+        "csv": ".csv",
+        "html": ".html",
+        "json": ".json",
+        "markdown": ".md",
+        "table": ".txt",
+    }
+
+
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("status", [s for s in STATUSES if s != "measured"])
+def test_a_failed_cell_of_any_kind_is_there_with_its_reason(name: str, status: Status) -> None:
+    lost = replace(records.failed(records.cell("int8"), "timeout", REASON), status=status)
+    text = render(name, records.run([records.medians(1000, 1100), lost])).replace("\\", "")
+    assert status in text
+    assert REASON in text
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_every_planned_cell_is_in_every_rendering(name: str, run: Run) -> None:
+    text = render(name, run).replace("\\", "")
+    for cell in run.info.cells:
+        suffix = {"executorch": ".pte", "onnx": ".onnx", "tflite": ".tflite"}[cell.format]
+        lines = [line for line in text.splitlines() if cell.recipe in line]
+        assert any(suffix in line or cell.format in line for line in lines), cell
+    assert "--resume demo" in text
+
+
+@pytest.mark.parametrize("name", ["table", "markdown"])
+def test_the_last_line_says_how_much_was_measured(name: str, run: Run) -> None:
+    assert render(name, run).rstrip().splitlines()[-1].strip("*") == "measured 10 of 12 cells"
+
+
+@pytest.mark.parametrize("name", ["table", "markdown"])
+def test_a_quick_look_is_marked(name: str, run: Run) -> None:
+    quick = replace(run, info=replace(run.info, plan=replace(run.info.plan, quick=True)))
+    assert "quick look" not in render(name, run).lower()
+    assert "quick look" in render(name, quick).lower()
+
+
+@pytest.mark.parametrize("name", ["table", "markdown"])
+def test_people_see_the_p50_its_interval_and_the_counts(name: str, run: Run) -> None:
+    text = render(name, run)
+    for row in metrics.rows(run):
+        if row.status == "measured":
+            assert _wording.figure(row, "p50_ns") in text
+            assert _wording.spread(row, "p50_ns") in text
+    assert "median over 6 blocks" in text
+    assert "720 timed inferences per cell" in text
+    assert "3 seeds, 450 test samples" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_the_table_fits_its_width_and_says_what_it_left_out(run: Run, width: int) -> None:
+    text = plugins.load("harness.reports", "table").render(run, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert ("Left out for want of width" in text) == (width < 200)
+    assert "pruned_int8" in text
+    for row in metrics.rows(run):
+        assert row.status != "measured" or _wording.figure(row, "p50_ns") in text
+
+
+def test_the_table_is_plain_unless_colour_is_asked_for(run: Run) -> None:
+    table = plugins.load("harness.reports", "table")
+    assert "\x1b" not in table.render(run)
+    assert "\x1b[" in table.render(run, color=True)
+
+
+def test_csv_reads_back_with_the_numbers_of_the_rows(run: Run) -> None:
+    frame = pd.read_csv(io.StringIO(render("csv", run)))
+    rows = metrics.rows(run)
+    assert list(frame["status"]) == [r.status for r in rows]
+    for name in metrics.METRICS:
+        for read, row in zip(frame[name], rows, strict=True):
+            value = row.metrics[name].value
+            assert pd.isna(read) if value is None else read == pytest.approx(value, rel=1e-12)
+    assert frame.loc[4, "p50_ns_reason"] == REASON
+    assert list(frame["p50_ns_n"]) == [6, 6, 6, 6, 0, 6, 6, 6, 6, 6, 6, 0]
+
+
+def test_json_has_the_run_the_rows_and_the_rankings(run: Run) -> None:
+    data = json.loads(render("json", run))
+    assert (data["schema"], data["measured"], data["cells"]) == (1, 10, 12)
+    assert data["summary"] == "measured 10 of 12 cells"
+    assert data["run"]["name"] == "demo"
+    assert [r["cell_id"] for r in data["rows"]] == [c.id for c in run.info.cells]
+    for read, row in zip(data["rows"], metrics.rows(run), strict=True):
+        assert read["metrics"]["p50_ns"]["value"] == row.p50_ns.value
+        assert read["reason"] == row.reason
+    (group,) = data["rankings"]
+    assert group["fastest_first"][0] == "local--digits_cnn--pruned_int8--executorch--t1--xnnpack"
+    against = group["fastest_over_others"][0]
+    assert (against["candidate"], against["verdict"], against["pairs"]) == (
+        group["fastest_first"][0],
+        "better",
+        6,
+    )
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_hostile_names_and_reasons_stay_text(name: str) -> None:
+    of = records.cell(HOSTILE, model=HOSTILE)
+    good, lost = records.medians(1000, 1100, of=of), records.failed(records.cell("int8"), "timeout", HOSTILE)
+    text = render(name, records.run([good, lost]))
+    if name == "json":
+        assert json.loads(text)["rows"][0]["cell"]["model"] == HOSTILE
+    if name == "csv":
+        frame = pd.read_csv(io.StringIO(text))
+        assert list(frame["model"]) == [HOSTILE, "digits_cnn"]
+        assert list(frame["reason"].dropna()) == [HOSTILE]
+    if name == "markdown":
+        assert "<script>" not in text.replace("\\<", "")
+        assert not [line for line in text.splitlines() if line.startswith(("# ", "*h*"))]
+        tables = [line for line in text.splitlines() if line.startswith("|")]
+        assert {line.replace("\\|", "").count("|") for line in tables} == {18}
+    if name == "table":
+        assert "\x1b" not in text
+        assert not [line for line in text.splitlines() if line.startswith("# ")]
+
+
+def test_a_run_without_any_record_still_renders() -> None:
+    empty = records.run([], cells=[records.cell("int8", f) for f in records.FORMATS])
+    for name in TEXT:
+        assert "onnx" in render(name, empty)
+
+
+def test_what_a_figure_means_is_written_out() -> None:
+    row = metrics.row(records.medians(100_000, 103_000, 98_000))
+    assert _wording.about(row.p50_ns) == "95 % interval; n = 3"
+    assert _wording.about(row.file_bytes) == "exact; n = 1"
+    assert "one block" in _wording.about(metrics.row(records.medians(5)).p50_ns)
+    assert _wording.about(row.peak_bytes) == "no memory block was run"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        ("12.1 µs", "12.5 µs", "12.1–12.5 µs"),
+        ("998 µs", "1.02 ms", "998 µs–1.02 ms"),
+        ("0.97", "0.99", "0.97–0.99"),
+        ("97.4 %", "99.5 %", "97.4–99.5 %"),
+    ],
+)
+def test_bounds_share_their_unit_only_if_they_have_the_same(low: str, high: str, text: str) -> None:
+    assert units.joined(low, high) == text
