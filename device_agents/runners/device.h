@@ -31,28 +31,28 @@ inline std::string read_file(const std::string& path) {
   return text;
 }
 
-/// The values of every line "key<mark>value" of a file whose key is *key*, in order.
-inline std::vector<std::string> values_of(const std::string& path, const std::string& key, char mark = ':') {
+/// The values of every line "key<mark>value" of *text* whose key is *key*, in order.
+inline std::vector<std::string> values_of(const std::string& text, const std::string& key, char mark = ':') {
   std::vector<std::string> found;
-  std::istringstream lines(read_file(path));
+  std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
     const size_t at = line.find(mark);
     if (at == std::string::npos) continue;
-    const std::string name = line.substr(0, line.find_last_not_of(" \t", at ? at - 1 : 0) + 1);
-    if (name != key) continue;
+    if (line.substr(0, line.find_last_not_of(" \t", at ? at - 1 : 0) + 1) != key) continue;
     const size_t begin = line.find_first_not_of(" \t\"", at + 1);
     found.push_back(begin == std::string::npos ? "" : line.substr(begin, line.find_last_not_of(" \t\"") - begin + 1));
   }
   return found;
 }
 
-inline std::string value_of(const std::string& path, const std::string& key, char mark = ':') {
-  const auto found = values_of(path, key, mark);
+inline std::string value_of(const std::string& text, const std::string& key, char mark = ':') {
+  const auto found = values_of(text, key, mark);
   return found.empty() ? "" : found[0];
 }
 
-inline int64_t status_bytes(const char* key) {
-  return std::atoll(value_of("/proc/self/status", key).c_str()) * 1024;
+/// A line "key: 123 kB" of *text* as bytes.
+inline std::string bytes_of(const std::string& text, const char* key) {
+  return std::to_string(std::atoll(value_of(text, key).c_str()) * 1024);
 }
 
 /// Names in a folder that begin with *prefix*, sorted.
@@ -95,12 +95,13 @@ inline void send_oom_kills(const Wire& wire) {
 
 /// Send a memory mark, then reset the high-water mark if the kernel lets us.
 inline void send_mark(const Wire& wire, const char* name) {
+  const std::string status = read_file("/proc/self/status");  // once: the values belong together
   wire.send("mark", {{"name", quoted(name)},
-                     {"peak_rss_bytes", std::to_string(status_bytes("VmHWM"))},
-                     {"rss_bytes", std::to_string(status_bytes("VmRSS"))},
-                     {"anon_bytes", std::to_string(status_bytes("RssAnon"))},
-                     {"file_bytes", std::to_string(status_bytes("RssFile"))},
-                     {"swap_bytes", std::to_string(status_bytes("VmSwap"))}});
+                     {"peak_rss_bytes", bytes_of(status, "VmHWM")},
+                     {"rss_bytes", bytes_of(status, "VmRSS")},
+                     {"anon_bytes", bytes_of(status, "RssAnon")},
+                     {"file_bytes", bytes_of(status, "RssFile")},
+                     {"swap_bytes", bytes_of(status, "VmSwap")}});
   std::ofstream file("/proc/self/clear_refs");
   file << "5" << std::flush;
   wire.fact("clear_refs", file ? "true" : "", "not permitted: peaks count from the start of the process");
@@ -114,7 +115,7 @@ inline std::string state() {
   getloadavg(&load, 1);
   Wire::Fields found = {{"major_faults", std::to_string(usage.ru_majflt)},
                         {"involuntary_switches", std::to_string(usage.ru_nivcsw)},
-                        {"swap_bytes", std::to_string(status_bytes("VmSwap"))},
+                        {"swap_bytes", bytes_of(read_file("/proc/self/status"), "VmSwap")},
                         {"load_average_1min", number(load)}};
   const struct { const char *name, *folder, *prefix, *file; double factor; } sources[] = {
       {"temperatures_c", "/sys/class/thermal/", "thermal_zone", "/temp", 1e-3},
@@ -143,7 +144,7 @@ inline std::string text_or_absent(const std::string& text) { return text.empty()
 
 /// The fingerprint of this device.
 inline void send_fingerprint(const Wire& wire) {
-  const std::string cpuinfo = "/proc/cpuinfo", cpu = "/sys/devices/system/cpu/";
+  const std::string cpuinfo = read_file("/proc/cpuinfo"), cpu = "/sys/devices/system/cpu/";
   std::string model = read_file("/sys/firmware/devicetree/base/model");
   const std::string vendor = read_file("/sys/class/dmi/id/sys_vendor"), product = read_file("/sys/class/dmi/id/product_name");
   if (model.empty()) model = vendor + (vendor.empty() || product.empty() ? "" : " ") + product;
@@ -184,10 +185,10 @@ inline void send_fingerprint(const Wire& wire) {
   wire.fact("machine", quoted(system.machine));
   wire.fact("cores", std::to_string(sysconf(_SC_NPROCESSORS_ONLN)));
   wire.fact("cpus_allowed", std::to_string(CPU_COUNT(&allowed)));
-  wire.fact("memory_bytes", std::to_string(std::atoll(value_of("/proc/meminfo", "MemTotal").c_str()) * 1024));
+  wire.fact("memory_bytes", bytes_of(read_file("/proc/meminfo"), "MemTotal"));
   wire.fact("page_bytes", std::to_string(sysconf(_SC_PAGESIZE)));
   wire.fact("kernel", quoted(system.release));
-  wire.fact("os", text_or_absent(value_of("/etc/os-release", "PRETTY_NAME", '=')), "no /etc/os-release");
+  wire.fact("os", text_or_absent(value_of(read_file("/etc/os-release"), "PRETTY_NAME", '=')), "no /etc/os-release");
   wire.fact("libc", quoted(std::string("glibc ") + gnu_get_libc_version()));
   wire.fact("python", "", "this agent is native");
   wire.fact("governors", governors.empty() ? "" : object(governors), "no cpufreq");
