@@ -182,10 +182,10 @@ inline void send_fingerprint(const Wire& wire) {
   wire.fact("cpu_model", text_or_absent(value_of(cpuinfo, "model name")), "/proc/cpuinfo gives no model name");
   wire.fact("cpu_ids", ids.empty() ? "" : list({ids.begin(), ids.end()}), "/proc/cpuinfo gives no ids");
   wire.fact("isa", list({isa.begin(), isa.end()}));
-  wire.fact("machine", quoted(system.machine));
+  wire.fact("arch", quoted(system.machine));
   wire.fact("cores", std::to_string(sysconf(_SC_NPROCESSORS_ONLN)));
   wire.fact("cpus_allowed", std::to_string(CPU_COUNT(&allowed)));
-  wire.fact("memory_bytes", bytes_of(read_file("/proc/meminfo"), "MemTotal"));
+  wire.fact("memory_total_bytes", bytes_of(read_file("/proc/meminfo"), "MemTotal"));
   wire.fact("page_bytes", std::to_string(sysconf(_SC_PAGESIZE)));
   wire.fact("kernel", quoted(system.release));
   wire.fact("os", text_or_absent(value_of(read_file("/etc/os-release"), "PRETTY_NAME", '=')), "no /etc/os-release");

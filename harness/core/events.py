@@ -86,7 +86,7 @@ FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
 
 
 def read_probe(lines: Iterable[str]) -> dict[str, Any]:
-    """The facts of a device; a fact without a value has its reason beside it as ``<name>_reason``."""
+    """The facts of a device by name; those without a value are None, with their reason in ``reasons``."""
     return _facts(list(read_events(lines)))
 
 
@@ -103,7 +103,7 @@ def read_block(lines: Iterable[str], job: Job, *, index: int, started_utc: str) 
     settings = _by_name(events, "setting")
     if "threads" not in settings:
         raise _nonsense("there is no setting threads")
-    _verify_check(events, job)
+    check = _check(events, job)
     block = Block(
         kind=job.kind,
         index=index,
@@ -116,7 +116,9 @@ def read_block(lines: Iterable[str], job: Job, *, index: int, started_utc: str) 
         wall_ns=_steady(spans, "ns"),
         marks=tuple(MemoryMark(**{k: e[k] for k in FIELDS["mark"]}) for e in events if e["event"] == "mark"),
         settings={k: Setting(requested=e["requested"], observed=e["observed"]) for k, e in settings.items()},
-        facts=_facts(events),
+        facts=_facts(events)
+        | {"agent": events[0]["agent"], "runtime_version": events[0]["version"]}
+        | {"check": {key: check[key] for key in FIELDS["check"]}},
     )
     if job.kind == "latency":
         _verify_latency(block, spans, job)
@@ -187,21 +189,11 @@ def _sentence(message: str) -> str:
     return text if text[-1] in ".!?" else f"{text}."
 
 
-def _facts(events: Sequence[Event]) -> dict[str, Any]:
-    """What was told, with what ran and how the check came out."""
-    facts: dict[str, Any] = {}
-    for event in events:
-        if event["event"] == "hello":
-            facts["agent"] = event["agent"]
-            if event["runtime"] is not None:
-                facts |= {"runtime": event["runtime"], "runtime_version": event["version"]}
-        elif event["event"] == "fact":
-            facts[event["name"]] = event["value"]
-            if isinstance(event.get("reason"), str):
-                facts[f"{event['name']}_reason"] = event["reason"]
-        elif event["event"] == "check":
-            facts["check"] = {key: event[key] for key in FIELDS["check"]}
-    return facts
+def _facts(events: Iterable[Event]) -> dict[str, Any]:
+    facts = {event["name"]: event["value"] for event in events if event["event"] == "fact"}
+    told = {event["name"]: event.get("reason") for event in events if event["event"] == "fact"}
+    reasons = {name: str(reason) for name, reason in told.items() if facts[name] is None and reason}
+    return facts | {"reasons": reasons} if reasons else facts
 
 
 def _by_name(events: Sequence[Event], kind: str) -> dict[str, Event]:
@@ -225,8 +217,8 @@ def _steady(spans: Mapping[str, Event], key: str) -> int:
     return cast(int, value)
 
 
-def _verify_check(events: Sequence[Event], job: Job) -> None:
-    """Outputs were compared, all sets of them, well enough, and before anything was timed."""
+def _check(events: Sequence[Event], job: Job) -> Event:
+    """The one check: outputs were compared, all sets of them, well enough, before anything was timed."""
     kinds = [event["event"] for event in events]
     if kinds.count("check") != 1:
         raise _nonsense(f"it sent {kinds.count('check')} checks, expected 1")
@@ -242,6 +234,7 @@ def _verify_check(events: Sequence[Event], job: Job) -> None:
             f"The outputs differ from the host's: SQNR {check['sqnr_db']:.1f} dB, "
             f"needed {job.check_min_sqnr_db:.1f} dB.",
         )
+    return check
 
 
 def _verify_latency(block: Block, spans: Mapping[str, Event], job: Job) -> None:
