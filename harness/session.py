@@ -22,7 +22,13 @@ from harness.transports import Stream, Transport
 AGENT = Path(device_agents.__file__).parent / "agent.py"
 PROBE_TIMEOUT_S = 60.0
 #: All that an agent knows of the host's environment; a user's OMP_NUM_THREADS would change what is measured.
-ENVIRONMENT = {"LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+#: numpy gets no threads of its own: it only compares outputs, and idle threads of its BLAS spin.
+ENVIRONMENT = {
+    "LC_ALL": "C",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 #: What installs a runtime, where the wheel has another name.
 WHEELS: Mapping[str, str] = {"litert": "ai-edge-litert"}
 
