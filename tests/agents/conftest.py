@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import filelock
@@ -109,6 +111,17 @@ class Agent:
 ENGINES = ("onnxruntime", "litert", "executorch-native", "executorch-python")
 #: Without the one that imports torch for seconds: for tests of what all agents share.
 FAST = ENGINES[:3]
+
+
+@pytest.fixture(scope="session")
+def agent_module() -> ModuleType:
+    """agent.py, imported; it does nothing then."""
+    spec = importlib.util.spec_from_file_location("agent", session.AGENT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
