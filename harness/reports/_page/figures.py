@@ -45,6 +45,7 @@ def _cell(row: Row, record: Record | None, groups: Sequence[Ranking], several: b
         "runtime": RUNTIMES[row.cell.format],
         "threads": row.cell.threads,
         "label": f"{row.cell.recipe} {SUFFIXES[row.cell.format]}{threads}",
+        "short_label": f"{row.cell.recipe} {SUFFIXES[row.cell.format]}" + f" t{row.cell.threads}" * several,
         "file_label": f"{row.cell.recipe} {SUFFIXES[row.cell.format]}",
         "timed": timed,
         "front": any(row is r for group in groups for r in group.front),

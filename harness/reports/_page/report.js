@@ -22,11 +22,12 @@
     gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"),
     tickfont: { size: 12 }, automargin: true, fixedrange: compact(), ...more,
   });
-  const categories = (labels) => axis("", {
-    type: "category", categoryorder: "array", categoryarray: labels, range: [labels.length - 0.4, -0.6],
-    tickvals: labels, ticktext: labels.map((l) => plain(shorten(l))), showgrid: false, title: { text: "" },
+  const categories = (cells, key) => axis("", {
+    type: "category", categoryorder: "array", categoryarray: cells.map((c) => c[key]), range: [cells.length - 0.4, -0.6],
+    tickvals: cells.map((c) => c[key]), ticktext: cells.map((c) => plain(shorten(compact() && key === "label" ? c.short_label : c[key]))),
+    showgrid: false, title: { text: "" },
   });
-  const shorten = (label) => (compact() && label.length > 22 ? `${label.slice(0, 21)}…` : label);
+  const shorten = (label) => { const most = compact() ? 22 : 44; return label.length > most ? `${label.slice(0, most - 1)}…` : label; };
   const layout = (height, more) => ({
     height, margin: { l: 8, r: 12, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("soft") },
@@ -63,7 +64,7 @@
           text: dots.map(([c, b]) => `${title(c)}<br>block ${b.index}: median ${b.text}, ${b.count} inferences<br>all blocks: ${p50(c)}`), ...hover },
       ];
     });
-    return [traces, layout(rows(timed.length), { xaxis: x, yaxis: categories(timed.map((c) => c.label)), boxmode: "overlay" })];
+    return [traces, layout(rows(timed.length), { xaxis: x, yaxis: categories(timed, "label"), boxmode: "overlay" })];
   }
   function curve(timed, data, scale, x) {
     const dashes = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
@@ -99,7 +100,7 @@
       return { type: "scatter", mode: compact() ? "markers" : "markers+text", showlegend: false,
         x: of.map((c) => c.p50_ns.value / scale), y: of.map((c) => c.score.value * factor), error_x: bar("p50_ns", 1 / scale), error_y: bar("score", factor),
         marker: { color: colour(format), symbol: of.map(symbol), size: 12, line: { width: 1.5, color: of.map((c) => (symbol(c).endsWith("open") ? colour(format) : colour("card"))) } },
-        texttemplate: of.map((c) => (c.front ? `  ${plain(c.file_label)}  ` : "")), textfont: { size: 12, color: colour("ink") }, cliponaxis: false,
+        texttemplate: of.map((c) => (c.front && !several ? `  ${plain(shorten(c.file_label))}  ` : "")), textfont: { size: 12, color: colour("ink") }, cliponaxis: false,
         // No cell lies up and to the left of one on the front: there is room for its name.
         textposition: of.map((c) => (c.p50_ns.value > 0.3 * slowest ? "top left" : "top right")),
         text: of.map((c) => `${title(c)}<br>${p50(c)}<br>${plain(data.score)} ${c.score.text} ${c.score.spread ? `(${c.score.spread})` : ""}${c.front ? "<br>on the Pareto front" : ""}`), ...hover };
@@ -124,7 +125,7 @@
       ];
     });
     const most = Math.max(0, ...files.map((c) => c.file_bytes.value)) / scale;
-    return [traces, layout(rows(files.length), { xaxis: axis(name, { range: [0, most * room()] }), yaxis: categories(files.map((c) => c.file_label)), barmode: "overlay" })];
+    return [traces, layout(rows(files.length), { xaxis: axis(name, { range: [0, most * room()] }), yaxis: categories(files, "file_label"), barmode: "overlay" })];
   }
 
   function memory(cells) {
@@ -142,7 +143,7 @@
         text: of.map((c) => `  ${c.model_memory_bytes.text}`), textposition: "outside", cliponaxis: false, textfont: { size: 12 } });
     }));
     const most = Math.max(0, ...sensed.map((c) => c.peak_bytes.high)) / scale;
-    return [traces, layout(rows(sensed.length), { xaxis: axis(name, { range: [0, most * room()] }), yaxis: categories(sensed.map((c) => c.label)), barmode: "overlay" })];
+    return [traces, layout(rows(sensed.length), { xaxis: axis(name, { range: [0, most * room()] }), yaxis: categories(sensed, "label"), barmode: "overlay" })];
   }
 
   function drift(cells, data) {
