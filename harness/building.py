@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from compressors.build import BuildRequest, build, lookup
-
 from harness.core.types import Artifact, Failure, FormatName, Progress, Recipe
 
 Built = dict[FormatName, Artifact | Failure]
@@ -23,14 +22,6 @@ Built = dict[FormatName, Artifact | Failure]
 MOST_WORKERS = 4
 
 _events: Queue[Progress] | None = None  # in a worker: the way back to the process that waits
-
-
-def default_cache() -> Path:
-    """``$EDGEBENCH_CACHE``, else ``$XDG_CACHE_HOME/edgebench``, else ``~/.cache/edgebench``."""
-    if own := os.environ.get("EDGEBENCH_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgebench"
 
 
 def build_all(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from compressors.build import open_file
-
 from harness import __version__, building, config, measuring, store
 from harness.core import codec
 from harness.core.errors import UsageError

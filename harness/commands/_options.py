@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from harness.core import plugins
 from harness.core.types import FORMATS, FormatName
@@ -68,3 +69,9 @@ def format_names(names: Sequence[str]) -> tuple[FormatName, ...]:
         if name not in known:
             raise plugins.unknown("format", name, known)
     return tuple(known[name] for name in dict.fromkeys(names or known))
+
+
+def stdout() -> Console:
+    """Standard output for tables: as wide as the terminal, or wide enough where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=160, highlight=False)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from harness import building, config, pipeline, progress, store
+from harness import config, pipeline, progress, store
 from harness.commands import _options
 from harness.core import plugins
+from harness.core.places import cache_dir
 from harness.core.types import Plan, Run
 from harness.store import RunFolder
 
@@ -77,7 +78,7 @@ def command(
     Everything is stored under OUT/RUN as it is measured: Ctrl-C loses nothing, and --resume goes on.
     """
     known = config.load_devices(fleet)
-    cache = cache or building.default_cache()
+    cache = cache or cache_dir()
     with progress.reporter() as show:
         if resume:
             folder = store.find(results, resume)

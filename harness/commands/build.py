@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from harness import building, config, progress
 from harness.commands import _options
 from harness.core import codec, units
 from harness.core.errors import UsageError
+from harness.core.places import cache_dir
 from harness.core.types import Artifact, Failure, Score
 
 
@@ -42,7 +42,7 @@ def command(
             recipes=[config.load_recipe(name) for name in recipes],
             formats=_options.format_names(formats),
             seeds=tuple(range(seeds)),
-            cache=cache or building.default_cache(),
+            cache=cache or cache_dir(),
             report=show,
         )
     if as_json:
@@ -67,7 +67,7 @@ def _print(built: Mapping[tuple[str, str], building.Built]) -> None:
     for (model, recipe), files in built.items():
         for name, file in files.items():
             table.add_row(Path(model).stem, recipe, name, *_cells(file))
-    Console().print(table)
+    _options.stdout().print(table)
     for (model, recipe), files in built.items():
         for name, file in files.items():
             place = file.path if isinstance(file, Artifact) else f"{file.status}: {file.reason}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from harness import config
@@ -60,7 +59,7 @@ def _print(answers: list[dict[str, Any]]) -> None:
             table.add_row(row["device"], row["transport"], "yes", _what(row["facts"]), runtimes)
         else:
             table.add_row(row["device"], row["transport"], "no", row["reason"], "")
-    Console().print(table)
+    _options.stdout().print(table)
 
 
 def _what(facts: Mapping[str, Any]) -> str:

@@ -13,8 +13,31 @@ from pathlib import Path
 from typing import Protocol
 
 
+class Stream(Protocol):
+    """The standard output of one process, line by line; how it ended is known after the last line."""
+
+    def __iter__(self) -> Iterator[str]:
+        """The lines, without their line ends."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, -N when signal N ended it; None while it runs or when it timed out."""
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was ended because its time was over."""
+
+    @property
+    def errors(self) -> str:
+        """The last lines of its standard error."""
+
+
 class Transport(Protocol):
     """A connection to one device. Every failure is a DeviceError; those worth a retry are transient."""
+
+    @property
+    def python(self) -> str:
+        """The interpreter that runs the agent there."""
 
     def push(self, source: Path, name: str) -> str:
         """Put *source* into the device's work folder as *name*, unless it is there; its path there."""
@@ -24,8 +47,8 @@ class Transport(Protocol):
 
     def stream(
         self, argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float
-    ) -> AbstractContextManager[Iterator[str]]:
-        """Run *argv* there; the lines of its standard output as they come. Leaving ends the process."""
+    ) -> AbstractContextManager[Stream]:
+        """Run *argv* there, in the work folder, with exactly *env*; leaving the context ends the process."""
 
     def close(self) -> None:
         """Let go of the device."""

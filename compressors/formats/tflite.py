@@ -1,0 +1,90 @@
+"""TensorFlow Lite (.tflite) for LiteRT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressors import exporting, quiet, source
+from harness.core.types import TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from compressors.state import State
+
+    Sample = tuple[NDArray[Any], ...]
+
+RUNTIME = "LiteRT"
+
+
+def versions() -> dict[str, str]:
+    """What decides the exported file."""
+    return source.versions("torch", "torchao", "litert-torch", "litert-converter", "ai-edge-litert")
+
+
+def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Write *state* to *path*."""
+    with exporting.explained("The TFLite exporter", "litert_torch"), quiet.exporters():
+        import litert_torch
+
+        from compressors import tflite_file
+
+        if state.quantised is None:
+            litert_torch.convert(state.module, example_inputs).export(str(path))
+        else:
+            _convert_quantised(state.quantised.unfolded, example_inputs, path)
+        tflite_file.write(tflite_file.bare(tflite_file.with_float_interface(tflite_file.read(path))), path)
+
+
+def _convert_quantised(graph: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
+    import litert_torch
+    from litert_torch.quantize import pt2e_quantizer, quant_config
+
+    # The graph carries its own scales; this only tells the converter to make integer kernels of it.
+    mode = pt2e_quantizer.PT2EQuantizer().set_global(pt2e_quantizer.get_symmetric_quantization_config())
+    config = quant_config.QuantConfig(pt2e_quantizer=mode)
+    litert_torch.convert(graph, example_inputs, quant_config=config).export(str(path))
+
+
+def interpreter(path: Path) -> Any:
+    """An allocated interpreter with one thread and the XNNPACK delegate, LiteRT's default on a CPU."""
+    with quiet.exporters():
+        from ai_edge_litert.interpreter import Interpreter
+
+        opened = Interpreter(model_path=str(path), num_threads=1)
+        opened.allocate_tensors()
+    return opened
+
+
+def outputs(path: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The outputs of the file for each of *samples*, in LiteRT."""
+    opened = interpreter(path)
+    inputs = [detail["index"] for detail in opened.get_input_details()]
+    results = [detail["index"] for detail in opened.get_output_details()]
+    for sample in samples:
+        for index, array in zip(inputs, sample, strict=True):
+            opened.set_tensor(index, array)
+        opened.invoke()
+        yield tuple(opened.get_tensor(index) for index in results)
+
+
+def signature(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs of the file; sizes that it leaves open are 1."""
+    opened = interpreter(path)
+    return _specs(opened.get_input_details()), _specs(opened.get_output_details())
+
+
+def _specs(details: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    import numpy
+
+    return tuple(
+        TensorSpec(
+            name=detail["name"],
+            dtype=numpy.dtype(detail["dtype"]).name,
+            shape=tuple(max(int(size), 1) for size in detail["shape"]),
+        )
+        for detail in details
+    )

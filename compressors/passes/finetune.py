@@ -1,0 +1,19 @@
+"""Train the model a little more, so that it recovers from the passes before."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from compressors import tuning
+from compressors.state import Context, State
+
+
+class Options(tuning.FineTuning):
+    """Options of finetune."""
+
+    epochs: int = Field(10, ge=1, le=100_000, description="passes over the train loader")
+
+
+def apply(state: State, options: Options, context: Context) -> State:
+    """The model after *options.epochs* more epochs."""
+    return tuning.finetune(state, options, context, stage="finetune")

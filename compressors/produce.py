@@ -1,0 +1,168 @@
+"""Make the files that a request lacks: run its steps, export, and pass each file through the parity gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compressors import cache, check, exporting, parity, score, steps, task
+from compressors.cache import BuildRequest
+from compressors.state import State
+from compressors.training import deterministic
+from harness.core import plugins
+from harness.core.errors import CellError, MissingPackage
+from harness.core.types import Artifact, Failure, FormatName, Progress, Score, StepReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Sample = tuple[NDArray[Any], ...]
+
+#: Samples of the validation split that every file is compared on; at least 64 where the split has them.
+PARITY_SAMPLES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Built:
+    """A request whose steps are done."""
+
+    request: BuildRequest
+    task: task.Task
+    state: State
+    reports: tuple[StepReport, ...]
+    samples: Sequence[Sample]  # of the validation split
+    reference: Sequence[Sample]  # what the model gives for them
+    classifier: bool
+
+
+def produce(
+    request: BuildRequest, root: Path, report: Callable[[Progress], None]
+) -> dict[FormatName, Artifact | Failure]:
+    """Every format of *request*, taken from the cache or made now."""
+    with deterministic(request.seed):
+        return _produce(request, root, report)
+
+
+def _produce(
+    request: BuildRequest, root: Path, report: Callable[[Progress], None]
+) -> dict[FormatName, Artifact | Failure]:
+    loaded = task.load(request.model)
+    last = cache.step_keys(request)[-1]
+    results: dict[FormatName, Artifact | Failure] = {}
+    built: _Built | None = None
+    for format in request.formats:
+        place = cache.folder(root, "files", cache.artifact_key(last, format))
+        with cache.lock(place, lambda f=format: report(Progress(stage=f"export {f}", note="waiting"))):  # type: ignore[misc]
+            found = cache.fetch(place)
+            if found is None:
+                try:
+                    built = built or _build_state(request, loaded, root, report)
+                    found = _make(built, format, place, report)
+                except CellError as error:
+                    failure = Failure(status=error.status, reason=str(error))
+                    return {f: results.get(f, failure) for f in request.formats}
+        results[format] = cache.named(found, request)
+    return results
+
+
+def _build_state(
+    request: BuildRequest, loaded: task.Task, root: Path, report: Callable[[Progress], None]
+) -> _Built:
+    state, reports = steps.run(request, loaded, root, report)
+    samples = score.samples(loaded, PARITY_SAMPLES)
+    reference = [score.forward(state.reference, sample, loaded) for sample in samples]
+    return _Built(
+        request=request,
+        task=loaded,
+        state=state,
+        reports=reports,
+        samples=[_arrays(sample) for sample in samples],
+        reference=[_arrays(sample) for sample in reference],
+        classifier=score.is_classifier(loaded, reference[0]),
+    )
+
+
+def _make(
+    built: _Built, format: FormatName, place: Path, report: Callable[[Progress], None]
+) -> Artifact | Failure:
+    """Export, verify and store one file; a failure that would come again is stored, too."""
+    report(Progress(stage=f"export {format}"))
+    try:
+        module = plugins.load("compressors.formats", format)
+        with cache.filling(place) as folder:
+            artifact = _export(built, format, module, folder, report)
+            cache.store(folder, artifact)
+    except MissingPackage as error:
+        return Failure(status="export_failed", reason=str(error))
+    except CellError as error:
+        failure = Failure(status=error.status, reason=str(error))
+        if error.status in cache.DETERMINISTIC:
+            with cache.filling(place) as folder:
+                cache.store(folder, failure)
+        return failure
+    return dataclasses.replace(
+        artifact,
+        path=str((place / artifact.path).resolve()),
+        check_path=str((place / artifact.check_path).resolve()),
+    )
+
+
+def _export(
+    built: _Built, format: FormatName, module: ModuleType, folder: Path, report: Callable[[Progress], None]
+) -> Artifact:
+    """Write the file and its check file into *folder*; paths in the result are relative to it."""
+    request, path = built.request, folder / cache.file_name(built.request, format)
+    module.export(built.state, built.task.example_inputs(), path)
+    report(Progress(stage=f"verify {format}"))
+    with exporting.explained(module.RUNTIME, format):
+        inputs, outputs = module.signature(path)
+        found = list(module.outputs(path, built.samples))
+    measured = parity.compare(built.reference, found, classifier=built.classifier)
+    quantised = built.state.quantised is not None
+    parity.require(measured, quantised=quantised, runtime=module.RUNTIME)
+    scored = score.of_file(functools.partial(module.outputs, path), built.task)
+    check.write(folder / check.NAME, built.samples, found)
+    return Artifact(
+        path=path.name,
+        format=format,
+        sha256=cache.sha256(path),
+        bytes=path.stat().st_size,
+        gzip_bytes=len(gzip.compress(path.read_bytes(), 9, mtime=0)),
+        model=built.task.name,
+        recipe=request.recipe.name,
+        seed=request.seed,
+        model_digest=cache.model_digest(request),
+        recipe_digest=request.recipe.digest,
+        inputs=inputs,
+        outputs=outputs,
+        check_path=check.NAME,
+        check_sets=min(check.SETS, len(found)),
+        check_min_sqnr_db=check.min_sqnr_db(integer=quantised),
+        exporter=module.versions(),
+        parameters=built.reports[-1].parameters,
+        nonzeros=built.reports[-1].nonzeros,
+        macs=built.reports[-1].macs,
+        parity=measured,
+        score=_score(built, scored),
+        score_reason=built.task.no_score,
+        steps=built.reports,
+    )
+
+
+def _score(built: _Built, scored: tuple[float, int] | None) -> Score | None:
+    if scored is None:
+        return None
+    value, samples = scored
+    return Score(metric=built.task.metric_name, values=(value,), seeds=(built.request.seed,), samples=samples)
+
+
+def _arrays(tensors: tuple[torch.Tensor, ...]) -> Sample:
+    return tuple(tensor.numpy() for tensor in tensors)

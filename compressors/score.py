@@ -1,0 +1,114 @@
+"""The task's metric of a model or a file on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compressors.task import Batch, Task, as_outputs, user_error
+from harness.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Sample = tuple[NDArray[Any], ...]
+
+#: From samples (batch 1 each) to their outputs, in order.
+Runner = Callable[[Iterable["Sample"]], Iterator["Sample"]]
+
+
+def forward(module: nn.Module, inputs: tuple[Tensor, ...], task: Task) -> tuple[Tensor, ...]:
+    """The outputs of *module*, as a tuple of tensors; what a user's model raises becomes a sentence."""
+    try:
+        with torch.no_grad():
+            result = module(*inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+        raise user_error(task.path, "the model's forward", error) from error
+    return as_outputs(result, str(task.path))
+
+
+def of_module(module: nn.Module, task: Task, *, one_by_one: bool = False) -> float | None:
+    """The score of *module* on the test split; *one_by_one* for a graph that only takes a batch of 1."""
+    if task.metric is None:
+        return None
+    collected: list[tuple[Tensor, ...]] = []
+    targets: list[Tensor] = []
+    for inputs, wanted in _labelled(task):
+        targets.append(wanted)
+        if one_by_one:
+            collected.extend(forward(module, sample, task) for sample in _singles(inputs))
+        else:
+            collected.append(forward(module, inputs, task))
+    return _metric(task, collected, targets)
+
+
+def of_file(run: Runner, task: Task) -> tuple[float, int] | None:
+    """The score on the test split of a file that *run* runs, and the number of samples."""
+    if task.metric is None:
+        return None
+    targets: list[Tensor] = []
+
+    def samples() -> Iterator[Sample]:
+        for inputs, wanted in _labelled(task):
+            targets.append(wanted)
+            for single in _singles(inputs):
+                yield tuple(tensor.numpy() for tensor in single)
+
+    collected = [tuple(torch.from_numpy(array) for array in outputs) for outputs in run(samples())]
+    return _metric(task, collected, targets), len(collected)
+
+
+def is_classifier(task: Task, outputs: tuple[Tensor, ...]) -> bool:
+    """Whether the outputs are a row of logits per sample and the targets, if any, whole numbers."""
+    if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[1] < 2:
+        return False
+    for _, targets in task.batches(task.validation_loader(), "validation_loader"):
+        return targets is None or (targets.ndim == 1 and not targets.is_floating_point())
+    return False
+
+
+def samples(task: Task, count: int) -> list[tuple[Tensor, ...]]:
+    """Up to *count* samples of the validation split, batch 1 each."""
+    return take(task.batches(task.validation_loader(), "validation_loader"), count)
+
+
+def take(batches: Iterable[Batch], count: int) -> list[tuple[Tensor, ...]]:
+    """The first *count* samples of *batches*, batch 1 each."""
+    found: list[tuple[Tensor, ...]] = []
+    for inputs, _ in batches:
+        for single in _singles(inputs):
+            if len(found) == count:
+                return found
+            found.append(single)
+    return found
+
+
+def _singles(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    for i in range(inputs[0].shape[0]):
+        yield tuple(tensor[i : i + 1].contiguous() for tensor in inputs)
+
+
+def _labelled(task: Task) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    for inputs, targets in task.batches(task.test_loader(), "test_loader"):
+        if targets is None:
+            raise UsageError(
+                f"{task.path}: test_loader() must give (inputs, targets) pairs, found no targets."
+            )
+        yield inputs, targets
+
+
+def _metric(task: Task, collected: list[tuple[Tensor, ...]], targets: list[Tensor]) -> float:
+    assert task.metric is not None
+    if not collected:
+        raise UsageError(f"{task.path}: test_loader() gives no batches.")
+    columns = [torch.cat(column) for column in zip(*collected, strict=True)]
+    value = task.metric(columns[0] if len(columns) == 1 else tuple(columns), torch.cat(targets))
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{task.path}: metric() must return a number, found {type(value).__name__}."
+        ) from error
