@@ -67,6 +67,14 @@ def test_a_lost_block_loses_its_pair_only() -> None:
     assert found.p == pytest.approx(2 / 32)
 
 
+def test_a_single_shared_round_is_no_pairing() -> None:
+    """Two blocks each, one index in common: there are two groups to compare, but no pairs."""
+    base, other = pair(LOGS)
+    found = compare(replace(base, blocks=base.blocks[:2]), replace(other, blocks=other.blocks[1:3]))
+    assert (found.pairs, found.blocks) == (0, (2, 2))
+    assert found.low is not None
+
+
 def test_swapping_the_arms_inverts_ratio_interval_and_verdict() -> None:
     base, other = pair(LOGS)
     there, back = compare(base, other), compare(other, base)
