@@ -41,21 +41,27 @@ MIB = 2**20
 FORMATS: tuple[FormatName, ...] = ("executorch", "onnx", "tflite")
 VERSIONS = {"executorch": "1.5.1", "onnx": "1.31.1", "tflite": "2.3.0"}
 DEVICE_FACTS: Mapping[str, Any] = {
-    "arch": "x86_64",
-    "cpu_model": "AMD EPYC 7B13",
     "cores": 2,
-    "governor": "performance",
+    "cpu_model": "AMD EPYC 7B13",
+    "cpus_allowed": 2,
+    "governors": None,
+    "isa": ["avx2", "f16c", "fma", "sse4_2"],
     "kernel": "6.1.0-18-amd64",
-    "memory_total_bytes": 25_281_167_360,
+    "libc": "glibc 2.36",
+    "machine": "x86_64",
+    "memory_bytes": 25_281_167_360,
+    "oom_kills": 0,
     "os": "Debian GNU/Linux 12 (bookworm)",
-    "page_size_bytes": 4096,
+    "page_bytes": 4096,
+    "python": "3.11.9",
+    "reasons": {"governors": "no cpufreq"},
+    "runtimes": {"executorch": "1.5.1", "litert": "2.3.0", "onnxruntime": "1.31.1"},
 }
 HOST_FACTS: Mapping[str, Any] = {
     "edgebench": "0.1.0",
-    "executorch": "1.5.1",
-    "onnx": "1.23.2",
+    "packages": {"executorch": "1.5.1", "onnx": "1.23.2", "torch": "2.13.0"},
     "python": "3.11.9",
-    "torch": "2.13.0",
+    "system": "Linux-6.1.0-18-amd64-x86_64-with-glibc2.36",
 }
 
 #: recipe -> (steps, p50 in µs with one thread per format, bytes per format, of 450 right)

@@ -50,21 +50,23 @@ def _number(name: str, value: float) -> str:
 
 
 def readable(name: str) -> str:
-    """``memory_total_bytes`` as ``memory total``."""
+    """``memory_bytes`` as ``memory``."""
     for unit in ("_bytes", "_ns", "_s", "_utc"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
 
 
 def pairs(facts: Mapping[str, Any]) -> Pairs:
-    """Facts by name, with their units; one level of nesting is unfolded."""
+    """Facts by name, with their units; one level of nesting is unfolded, an absent fact has its reason."""
     lines: Pairs = []
-    for name in sorted(facts):
+    reasons = facts.get("reasons", {})
+    for name in sorted(facts.keys() - {"reasons"}):
         value = facts[name]
         if isinstance(value, Mapping) and value:
             lines += [(f"{readable(name)}: {key}", text(key, value[key])) for key in sorted(value)]
         else:
-            lines.append((readable(name), text(name, value)))
+            why = f": {reasons[name]}" if value is None and name in reasons else ""
+            lines.append((readable(name), text(name, value) + why))
     return lines
 
 
@@ -79,8 +81,8 @@ def headline(device: Mapping[str, Any]) -> str:
         device.get("model"),
         device.get("cpu_model"),
         units.counted(cores, "core") if isinstance(cores := device.get("cores"), int) else None,
-        device.get("arch"),
-        units.size(ram) if isinstance(ram := device.get("memory_total_bytes"), int) else None,
+        device.get("machine"),
+        units.size(ram) if isinstance(ram := device.get("memory_bytes"), int) else None,
         device.get("os"),
     ]
     return " · ".join(str(fact) for fact in known if fact)
