@@ -112,9 +112,23 @@ def latency_block(
         cpu_ns=int(wall * threads * 0.98),
         wall_ns=wall,
         settings={"threads": Setting(requested=threads, observed=threads)},
-        facts={"check_sqnr_db": 141.2, "check_sets": 4},
+        facts={
+            "check": {"sqnr_db": 141.2 - index, "max_abs": 1.2e-6, "sets": 4},
+            "state_before": _state(0.3 + 0.1 * index),
+            "state_after": _state(0.4 + 0.1 * index),
+        },
     )
     return replace(block, **changes)
+
+
+def _state(load: float) -> dict[str, Any]:
+    return {
+        "load_average_1min": load,
+        "swap_bytes": 0,
+        "temperatures_c": None,
+        "temperatures_c_reason": "no /sys/class/thermal/thermal_zone*/temp",
+        "frequencies_hz": {"policy0": 2_400_000_000, "policy1": 2_100_000_000},
+    }
 
 
 def memory_block(

@@ -19,7 +19,7 @@ from harness import metrics, ranking
 from harness.core.errors import MissingPackage
 from harness.core.types import Run, Setting
 from harness.reports import _wording, html
-from harness.reports._page import figures
+from harness.reports._page import facts, figures
 from tests import records
 
 #: selenium's types lack half of what its Chromium driver can do.
@@ -406,6 +406,25 @@ def test_a_setting_that_did_not_take_opens_the_evidence() -> None:
         r'<tr class="differs"><th scope="row">threads</th><td>4</td><td>1</td>',
         html.render(records.run([bad])),
     )
+
+
+def test_conditions_are_a_range_or_a_reason(run: Run) -> None:
+    """Load averages of the builder: 0.3 before the first block to 0.9 after the sixth."""
+    told = dict(facts.conditions(run.records))
+    assert told == {
+        "load average 1min": "0.3–0.9",
+        "swap": "0 B",
+        "frequencies": "2100–2400 MHz",
+        "temperatures": "not known: no /sys/class/thermal/thermal_zone*/temp",
+    }
+    page = html.render(run)
+    assert all(value in page for value in told.values())
+
+
+def test_the_devices_own_check_is_told_at_its_worst(run: Run) -> None:
+    """The builder's blocks reach 141.2 dB and one less from block to block."""
+    told = {proof["device"] for proof in facts.proofs([r for r in run.records if r.blocks])}
+    assert told == {"136.2 dB"}
 
 
 def test_without_plotly_the_error_is_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
