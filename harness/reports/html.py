@@ -54,7 +54,7 @@ def render(run: Run) -> str:
         columns=COLUMNS,
         notes=_wording.notes(all_rows),
         plan=facts.plan(run.info.plan),
-        request=facts.pairs(run.info.request),
+        request=facts.request(run.info.request),
         host=facts.pairs(run.info.host),
         versions=facts.versions(run.records),
         settings=facts.settings(run.records),

@@ -79,6 +79,11 @@ def plan(settings: Plan) -> Pairs:
     return [(readable(f.name), text(f.name, getattr(settings, f.name))) for f in fields(settings)]
 
 
+def request(asked: Mapping[str, Any]) -> Pairs:
+    """The options that were given; the plan has a table of its own."""
+    return pairs({name: value for name, value in asked.items() if name != "plan" and value not in (None, [])})
+
+
 def headline(device: Mapping[str, Any]) -> str:
     """The handful of facts by which people know a machine."""
     known = [

@@ -165,8 +165,8 @@
   function bind(section) {
     const data = JSON.parse(section.querySelector(".plot-data").textContent);
     const form = section.querySelector(".controls"), body = section.querySelector("table.cells tbody");
-    const timed = data.cells.filter((c) => c.timed).map((c) => c.p50_ns.value);
-    const state = { curve: false, log: timed.length > 0 && Math.max(...timed) > 30 * Math.min(...timed) };
+    const boxes = data.cells.filter((c) => c.timed).map((c) => c.box);
+    const state = { curve: false, log: boxes.length > 0 && Math.max(...boxes.map((b) => b[4])) > 8 * Math.min(...boxes.map((b) => b[0])) };
     const visible = () => new Set([...body.rows].filter((r) => !r.hidden).map((r) => r.dataset.cell));
     function draw(only) {
       const ids = visible(), cells = data.cells.filter((c) => ids.has(c.id));
