@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import metrics, ranking
-from harness.core.errors import MissingPackage
-from harness.core.types import Run, Setting
+from harness.core.types import Run
 from harness.reports import _wording, html
-from harness.reports._page import facts, figures
 from tests import records
 
 #: selenium's types lack half of what its Chromium driver can do.
@@ -45,7 +39,6 @@ TABLE = """
     const line = (tr) => [tr.dataset.cell, Object.fromEntries([...tr.cells].map(read))];
     return Object.fromEntries([...document.querySelectorAll(".cells tbody tr")].map(line));
 """
-REASON = "aten.erfinv has no lowering in this exporter"
 HOSTILE = """<script>alert(1)</script></script><img src=x onerror="alert(2)">'"`{{7*7}}&amp; 😀"""
 
 #: Markup that Plotly itself understands in its texts.
@@ -71,10 +64,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 @pytest.fixture(scope="module")
 def run() -> Run:
     """24 cells at two thread counts: one has failed, one was never reached."""
-    whole = records.demo_run(threads=(1, 2), samples=120)
-    kept = list(whole.records)
-    kept[4] = records.failed(kept[4].cell, "unsupported_op", REASON)
-    return records.run(kept[:-1], cells=[r.cell for r in whole.records])
+    return records.partial_run()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +200,7 @@ def test_what_was_not_measured_is_visible_with_its_reason(page: WebDriver, run: 
         assert str(row.reason) in line.text
     (listed,) = find(page, ".lost")
     assert listed.text.count("\n") == 2
-    assert REASON in listed.text
+    assert records.NO_LOWERING in listed.text
     assert find(page, "footer")[0].text.splitlines()[-1] == "measured 22 of 24 cells"
 
 
@@ -308,127 +298,3 @@ def test_hostile_names_are_shown_and_do_nothing(driver: WebDriver, tmp_path: Pat
     assert tick.text.startswith(MARKUP[:40])
     assert not find(driver, "svg script, svg img, svg a[href]")
     assert complaints(driver) == []  # an alert would have failed every call above
-
-
-class Outline(HTMLParser):
-    """What the source itself refers to and how its tables and plots are labelled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-
-def outline(run: Run) -> list[tuple[str, dict[str, str | None]]]:
-    parser = Outline()
-    parser.feed(html.render(run))
-    return parser.tags
-
-
-def test_the_source_refers_to_nothing_outside_itself(run: Run) -> None:
-    tags = outline(run)
-    for tag, attributes in tags:
-        for name in ("src", "href", "action", "srcset", "data", "poster"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
-    style = (Path(html.__file__).with_name("_page") / "report.css").read_text()
-    assert not re.search(r"@import|url\(", style)
-    (policy,) = [a["content"] for t, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy is not None
-    assert policy.startswith("default-src 'none'")
-    assert "form-action 'none'" in policy
-
-
-def test_tables_and_plots_are_labelled_for_those_who_listen(run: Run) -> None:
-    tags = outline(run)
-    ids = {a["id"] for _, a in tags if a.get("id")}
-    plots = [a for _, a in tags if "data-plot" in a]
-    assert len(plots) == 5
-    for attributes in plots:
-        assert attributes["role"] == "img"
-        assert {attributes["aria-labelledby"], attributes["aria-describedby"]} <= ids
-    assert all(a.get("scope") in ("col", "row") for tag, a in tags if tag == "th")
-    assert [a for tag, a in tags if tag == "html"] == [{"lang": "en"}]
-    fastest = min((r for r in metrics.rows(run) if r.p50_ns.value), key=lambda r: r.p50_ns.value or 0)
-    expected = f"{_wording.figure(fastest, 'p50_ns')} ({ranking.label(fastest.cell)})"
-    assert f"Latency of 22 cells, medians from {expected}" in html.render(run)
-
-
-def test_quick_looks_and_emulated_devices_are_said_at_the_top(run: Run) -> None:
-    marked = replace(
-        run,
-        info=replace(run.info, plan=replace(run.info.plan, quick=True)),
-        records=tuple(replace(r, device={**r.device, "emulated": True}) for r in run.records),
-    )
-    plain, loud = html.render(run), html.render(marked)
-    for words in ("Quick look.", "Emulated device."):
-        assert words not in plain
-        assert words in loud
-    assert "fastest</span>" not in loud
-
-
-def test_a_run_with_nothing_measured_still_has_a_page() -> None:
-    cells = [records.cell("fp32", f) for f in records.FORMATS]
-    page = html.render(records.run([], cells=cells))
-    assert page.count("the run stopped before this cell") >= 3
-    assert "measured 0 of 3 cells" in page
-    assert "data-plot=" not in page.split("<script>")[0]
-
-
-def test_the_box_and_the_curve_come_from_every_value() -> None:
-    record = records.record(
-        [records.latency_block(range(1, 1002)), records.latency_block(range(1, 1002), index=1)]
-    )
-    run = records.run([record])
-    (cell,) = figures.plots(ranking.rank(run), {record.cell: record})["cells"]
-    assert cell["count"] == 2002
-    assert cell["box"] == pytest.approx([51, 251, 501, 751, 951], abs=0.5)
-    assert len(cell["curve"]) == figures.CURVE_POINTS == 199
-    assert (cell["curve"][0], cell["curve"][-1]) == (pytest.approx(6, abs=0.6), pytest.approx(996, abs=0.6))
-
-
-def test_a_drift_that_all_cells_share_is_the_rounds_shift() -> None:
-    """Blocks at 1, 1 and 1.1 times the cell's own median, whatever the cell's speed."""
-    several = [records.medians(m, m, round(m * 1.1), of=records.cell(f"r{m}")) for m in (10_000, 70_000)]
-    lost = replace(records.medians(5, 5000, 9, of=records.cell("lost")), status="wrong_output", reason="x")
-    found = figures.rounds([*several, lost])
-    assert [(r["index"], r["cells"]) for r in found] == [(0, 2), (1, 2), (2, 2)]
-    assert [r["shift_percent"] for r in found] == pytest.approx([0, 0, 10])
-
-
-def test_a_setting_that_did_not_take_opens_the_evidence() -> None:
-    good = records.medians(1000, 1100)
-    refused = {"threads": Setting(requested=4, observed=1)}
-    bad = replace(good, blocks=tuple(replace(b, settings=refused) for b in good.blocks))
-    assert '<tr class="differs">' not in html.render(records.run([good]))
-    assert re.search(
-        r'<tr class="differs"><th scope="row">threads</th><td>4</td><td>1</td>',
-        html.render(records.run([bad])),
-    )
-
-
-def test_conditions_are_a_range_or_a_reason(run: Run) -> None:
-    """Load averages of the builder: 0.3 before the first block to 0.9 after the sixth."""
-    told = dict(facts.conditions(run.records))
-    assert told == {
-        "load average 1min": "0.3–0.9",
-        "swap": "0 B",
-        "frequencies": "2100–2400 MHz",
-        "temperatures": "not known: no /sys/class/thermal/thermal_zone*/temp",
-    }
-    page = html.render(run)
-    assert all(value in page for value in told.values())
-
-
-def test_the_devices_own_check_is_told_at_its_worst(run: Run) -> None:
-    """The builder's blocks reach 141.2 dB and one less from block to block."""
-    told = {proof["device"] for proof in facts.proofs([r for r in run.records if r.blocks])}
-    assert told == {"136.2 dB"}
-
-
-def test_without_plotly_the_error_is_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(MissingPackage, match=re.escape("pip install 'edgebench[report]'")):
-        html.render(records.run([records.medians(1000)]))
