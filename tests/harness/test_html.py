@@ -151,7 +151,10 @@ def test_using_every_control_makes_no_complaint(own_page: WebDriver) -> None:
     own_page.set_window_size(500, 900)
     own_page.set_window_size(1280, 900)
     own_page.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert {plot.size["width"] for plot in find(own_page, ".main-svg")} == {680}
     assert not find(own_page, "details:not([open])")
+    own_page.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert max(plot.size["width"] for plot in find(own_page, ".main-svg")) > 1000
     assert complaints(own_page) == []
 
 

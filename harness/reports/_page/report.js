@@ -2,6 +2,7 @@
 (() => {
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "star", "cross", "x", "hexagon", "pentagon", "triangle-down"];
   const TEXTS = new Set(["recipe", "format", "status"]);
+  let printing = false; // a sheet is narrower than the window, and no resize tells the plots
   const compact = () => window.innerWidth < 760;
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const faint = (name, alpha) => {
@@ -29,7 +30,7 @@
   });
   const shorten = (label) => { const most = compact() ? 22 : 44; return label.length > most ? `${label.slice(0, most - 1)}…` : label; };
   const layout = (height, more) => ({
-    height, margin: { l: 8, r: 12, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    height, width: printing ? 680 : undefined, autosize: !printing, margin: { l: 8, r: 12, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("soft") },
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), align: "left", font: { color: colour("ink"), size: 13 } },
     hovermode: "closest", showlegend: false, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("neutral"), activecolor: colour("ink") }, dragmode: compact() ? false : "zoom", ...more,
@@ -240,6 +241,12 @@
   redraw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   matchMedia("(max-width: 759px)").addEventListener("change", redraw);
-  addEventListener("beforeprint", () => { for (const node of document.querySelectorAll("details")) node.open = true; });
+  addEventListener("beforeprint", () => {
+    for (const node of document.querySelectorAll("details")) node.open = true;
+    printing = true;
+    document.documentElement.dataset.print = ""; // dark ink on white, whatever the screen has
+    redraw();
+  });
+  addEventListener("afterprint", () => { printing = false; delete document.documentElement.dataset.print; redraw(); for (const node of document.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(node); });
   document.documentElement.dataset.ready = "true";
 })();
