@@ -230,13 +230,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["style"] = markupsafe.Markup((_PAGE / "report.css").read_text(encoding="utf-8"))
-    environment.globals["script"] = markupsafe.Markup((_PAGE / "report.js").read_text(encoding="utf-8"))
+    for name, file in (("style", "page.css"), ("plots", "plots.js"), ("page", "page.js")):
+        environment.globals[name] = markupsafe.Markup((_PAGE / file).read_text(encoding="utf-8"))
     environment.filters["inline_script"] = _inline_script
     environment.filters["readable"] = facts.readable
     environment.filters["text"] = facts.text
     environment.filters["count"] = units.count
-    return environment.get_template("report.html.j2")
+    return environment.get_template("page.html.j2")
 
 
 def _inline_script(source: str) -> str:

@@ -292,7 +292,7 @@ def test_hostile_names_are_shown_and_do_nothing(driver: WebDriver, tmp_path: Pat
     hostile = records.run([good, lost], name=HOSTILE, request={HOSTILE: HOSTILE})
     path.write_text(html.render(hostile), encoding="utf-8")
     show(driver, path)
-    assert driver.execute_script("return document.scripts.length") == 3
+    assert driver.execute_script("return document.scripts.length") == 4
     assert not find(driver, "img, h1 *, h2 *, h3 *")
     assert [h.text for h in find(driver, "h1, h2, h3")][:3] == [HOSTILE] * 3
     assert HOSTILE in find(driver, "td.failed")[0].text

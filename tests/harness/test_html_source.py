@@ -17,7 +17,7 @@ from harness.reports import _wording, html
 from harness.reports._page import facts, figures
 from tests import records
 
-STYLE = (Path(html.__file__).with_name("_page") / "report.css").read_text(encoding="utf-8")
+STYLE = (Path(html.__file__).with_name("_page") / "page.css").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

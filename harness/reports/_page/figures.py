@@ -76,6 +76,7 @@ def _distribution(record: Record) -> dict[str, Any]:
     """The box and the curve of all values of the cell, and one point per block."""
     values = [v for block in record.blocks for v in block.values_ns]
     medians = metrics.block_medians(record)
+    middle = statistics.median(medians.values())
     return {
         "count": len(values),
         "box": metrics.quantiles(values, _BOX),
@@ -85,6 +86,7 @@ def _distribution(record: Record) -> dict[str, Any]:
                 "index": b.index,
                 "started_utc": b.started_utc,
                 "median_ns": medians[b.index],
+                "shift_percent": (medians[b.index] / middle - 1) * 100 if middle > 0 else 0.0,
                 "text": units.duration(medians[b.index]),
                 "count": len(b.values_ns),
             }
