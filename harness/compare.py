@@ -30,18 +30,8 @@ Verdict = Literal["better", "same", "worse", "unclear"]
 #: What counts as a real change, by default: 3 %.
 TOLERANCE = 0.03
 
-#: Facts of a device that move while it is the same device: they do not forbid a comparison.
-VOLATILE = frozenset(
-    {
-        "battery_percent",
-        "boot_time_utc",
-        "load_1min",
-        "memory_available_bytes",
-        "temperature_c",
-        "time_utc",
-        "uptime_s",
-    }
-)
+#: What a device tells that moves while it stays the same device: a count since it was started, and words.
+VOLATILE = frozenset({"oom_kills", "reasons"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

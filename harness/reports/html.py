@@ -54,7 +54,7 @@ def render(run: Run) -> str:
         columns=COLUMNS,
         notes=_wording.notes(all_rows),
         plan=facts.plan(run.info.plan),
-        request=facts.pairs(run.info.request),
+        request=facts.request(run.info.request),
         host=facts.pairs(run.info.host),
         versions=facts.versions(run.records),
         settings=facts.settings(run.records),
@@ -74,6 +74,7 @@ def _devices(groups: Sequence[Ranking], records: Mapping[Cell, Record]) -> list[
         {
             "name": device,
             "facts": _device_facts(device, records),
+            "conditions": facts.conditions(r for cell, r in records.items() if cell.device == device),
             "models": [_model(model, of_model, records) for model, of_model in models.items()],
         }
         for device, models in by_device.items()
@@ -229,13 +230,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["style"] = markupsafe.Markup((_PAGE / "report.css").read_text(encoding="utf-8"))
-    environment.globals["script"] = markupsafe.Markup((_PAGE / "report.js").read_text(encoding="utf-8"))
+    for name, file in (("style", "page.css"), ("plots", "plots.js"), ("page", "page.js")):
+        environment.globals[name] = markupsafe.Markup((_PAGE / file).read_text(encoding="utf-8"))
     environment.filters["inline_script"] = _inline_script
     environment.filters["readable"] = facts.readable
     environment.filters["text"] = facts.text
     environment.filters["count"] = units.count
-    return environment.get_template("report.html.j2")
+    return environment.get_template("page.html.j2")
 
 
 def _inline_script(source: str) -> str:
