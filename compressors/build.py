@@ -10,7 +10,7 @@ from compressors.cache import BuildRequest
 from harness.core import plugins
 from harness.core.types import Artifact, Failure, FormatName, Progress
 
-__all__ = ["BuildRequest", "build", "lookup"]
+__all__ = ["BuildRequest", "build", "lookup", "open_file"]
 
 
 def build(
@@ -45,3 +45,15 @@ def lookup(request: BuildRequest, cache_root: Path) -> dict[FormatName, Artifact
             return None
         results[format] = cache.named(found, request)
     return results
+
+
+def open_file(path: Path, cache_root: Path, inputs: Path | None, seed: int = 0) -> Artifact:
+    """
+    A model file that was made elsewhere, with a check set of its own.
+
+    Its inputs are generated from its signature with *seed*, or read from *inputs* (``.npz``).
+    Raises UsageError if the file or the inputs cannot be used.
+    """
+    from compressors import opened
+
+    return opened.open_file(path, cache_root, inputs, seed)

@@ -52,7 +52,13 @@ def _require_labelled(task: Task, outputs: tuple[Tensor, ...], targets: Tensor |
             f"{task.path}: validation_loader() must give (inputs, targets) pairs, found no targets.",
             hint="A task without labels says LATENCY_ONLY = 'why there is no score'.",
         )
-    value = task.metric(outputs[0] if len(outputs) == 1 else outputs, targets)
+    answers = outputs[0] if len(outputs) == 1 else outputs
+    if task.loss is not None:
+        loss = task.loss(answers, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UsageError(f"{task.path}: loss() must return a tensor with one number, found {found}.")
+    value = task.metric(answers, targets)
     if not isinstance(value, (int, float)) and not (isinstance(value, Tensor) and value.numel() == 1):
         raise UsageError(f"{task.path}: metric() must return a number, found {type(value).__name__}.")
 

@@ -9,35 +9,43 @@ from collections.abc import Iterator
 from harness.core import plugins
 from harness.core.errors import CellError, EdgebenchError
 
-# How the exporters and runtimes write the operator that they lack:
-#   "No ONNX function found for <OpOverload(op='aten.fft_fft', overload='default')>"   torch.onnx
-#   "Lowering not found: aten._fft_r2c.default"                                       litert-torch
-#   "Missing operator: aten::_fft_r2c.out", "Operator aten.x.default is not Aten Canonical"   ExecuTorch
+# How the exporters say that they lack an operator:
+#   No ONNX function found for <OpOverload(op='aten.lgamma', overload='default')>       torch.onnx
+#   Lowering not found: aten.lgamma.default                                            litert-torch
+#   Operator torch._ops.aten.lgamma.default is not in Core ATen opset                  ExecuTorch
+#   Missing out variants: {'mylib::double'}                                            ExecuTorch
 _LACKS = re.compile(
-    r"no onnx function|lowering not found|missing operator|missing out variant|not aten canonical"
-    r"|no decomposition|unsupported op|not implemented for|operators? (?:is|are) not (?:found|supported)"
-    r"|could not find .*implementation|unregistered op",
+    r"no onnx function found for <OpOverload\(op='(?P<onnx>\w+\.\w+)'"
+    r"|lowering not found: (?P<lowering>\w+\.\w+)"
+    r"|operator torch\._?ops\.(?P<core>\w+\.\w+)\.\w+ is not in core aten"
+    r"|missing out variants: \{(?P<variants>[^}]*)\}",
     re.IGNORECASE,
 )
-_OPERATOR = re.compile(r"\b([a-zA-Z_]\w*)(?:\.|::)(\w+)(?:\.(?:default|out|\w+))?")
-_NAMESPACES_TO_SKIP = {"torch", "ops", "executorch", "litert_torch", "self", "exir", "onnx", "torchlib", "os"}
 
 
-def missing_operator(text: str) -> str | None:
-    """The operator that *text* says is missing (``aten.fft_fft``), None if it says no such thing."""
-    if not _LACKS.search(text):
-        return None
-    for namespace, name in _OPERATOR.findall(text.replace("torch.ops.", "")):
-        if namespace not in _NAMESPACES_TO_SKIP and not namespace.endswith(("py", "Error")):
-            return f"{namespace}.{name}"
-    return None
+def missing_operators(text: str) -> list[str]:
+    """The operators that *text* says are missing (``aten.lgamma``); empty if it says no such thing."""
+    found = []
+    for match in _LACKS.finditer(text):
+        for name in re.findall(r"\w+(?:\.|::)\w+", next(filter(None, match.groups()))):
+            found.append(name.replace("::", "."))
+    return sorted(set(found))
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first line of an error that says something, short enough for a table."""
+    """What an error says first, short enough for a table."""
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return "its control flow depends on the values of a tensor"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no message"
-    return f"{type(error).__name__}: {text[:300]}"
+    text = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1]) or "no message"
+    # ONNX Runtime writes its own name, a number and the path before what is the matter.
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from \S+ failed:)?", "", text)
+    return f"{type(error).__name__}: {text[:300].rstrip('. ')}"
+
+
+def unsupported(what: str, operators: list[str]) -> CellError:
+    """The error for operators that *what* lacks."""
+    return CellError("unsupported_op", f"{what} has no implementation of {', '.join(operators)}.")
 
 
 @contextlib.contextmanager
@@ -56,12 +64,12 @@ def explained(what: str, package: str) -> Iterator[None]:
         raise plugins.missing_package(top, needed_by=what) from error
     except Exception as error:
         for cause in _chain(error):
-            operator = missing_operator(str(cause))
-            if operator:
-                raise CellError("unsupported_op", f"{what} has no implementation of {operator}.") from error
+            operators = missing_operators(str(cause))
+            if operators:
+                raise unsupported(what, operators) from error
         root = list(_chain(error))[-1]
         raise CellError(
-            "export_failed", f"{what} could not export the model: {first_sentence(root)}"
+            "export_failed", f"{what} could not export the model: {first_sentence(root)}."
         ) from error
 
 

@@ -41,6 +41,7 @@ class _Built:
     samples: Sequence[Sample]  # of the validation split
     reference: Sequence[Sample]  # what the model gives for them
     classifier: bool
+    bound: parity.Bound  # what a file must reach
 
 
 def produce(
@@ -78,15 +79,22 @@ def _build_state(
 ) -> _Built:
     state, reports = steps.run(request, loaded, root, report)
     samples = score.samples(loaded, PARITY_SAMPLES)
-    reference = [score.forward(state.reference, sample, loaded) for sample in samples]
+    answers = [score.forward(state.reference, sample, loaded) for sample in samples]
+    reference = [_arrays(outputs) for outputs in answers]
+    classifier = score.is_classifier(loaded, answers[0])
+    noise = None
+    if state.quantised is not None:
+        exact = [_arrays(score.forward(state.module, sample, loaded)) for sample in samples]
+        noise = parity.compare(exact, reference, classifier=classifier)
     return _Built(
         request=request,
         task=loaded,
         state=state,
         reports=reports,
         samples=[_arrays(sample) for sample in samples],
-        reference=[_arrays(sample) for sample in reference],
-        classifier=score.is_classifier(loaded, reference[0]),
+        reference=reference,
+        classifier=classifier,
+        bound=parity.bound(noise),
     )
 
 
@@ -126,8 +134,7 @@ def _export(
         inputs, outputs = module.signature(path)
         found = list(module.outputs(path, built.samples))
     measured = parity.compare(built.reference, found, classifier=built.classifier)
-    quantised = built.state.quantised is not None
-    parity.require(measured, quantised=quantised, runtime=module.RUNTIME)
+    parity.require(measured, built.bound, runtime=module.RUNTIME)
     scored = score.of_file(functools.partial(module.outputs, path), built.task)
     check.write(folder / check.NAME, built.samples, found)
     return Artifact(
@@ -145,7 +152,7 @@ def _export(
         outputs=outputs,
         check_path=check.NAME,
         check_sets=min(check.SETS, len(found)),
-        check_min_sqnr_db=check.min_sqnr_db(integer=quantised),
+        check_min_sqnr_db=check.min_sqnr_db(built.bound.sqnr_db),
         exporter=module.versions(),
         parameters=built.reports[-1].parameters,
         nonzeros=built.reports[-1].nonzeros,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 #: Lines on stderr that tell a user nothing: native logs of level INFO, and warnings about optional parts
 #: of the libraries that are not for this machine or that only the libraries' authors can mend.
@@ -51,13 +54,18 @@ def _filtered_stderr() -> Iterator[None]:
     with tempfile.TemporaryFile() as held:
         real = os.dup(2)
         os.dup2(held.fileno(), 2)
+        failed = True
         try:
             yield
+            failed = False
         finally:
             sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)
             held.seek(0)
             for line in held.read().decode("utf-8", "replace").splitlines(keepends=True):
-                if not _CHATTER.search(line):
+                # What a failing exporter dumps (graphs, traces) is for --verbose: the error says it shortly.
+                if failed:
+                    logger.debug("%s", line.rstrip())
+                elif not _CHATTER.search(line):
                     sys.stderr.write(line)

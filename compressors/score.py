@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressors.task import Batch, Task, as_outputs, user_error
+from compressors.task import Batch, Task
 from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,13 +21,9 @@ Runner = Callable[[Iterable["Sample"]], Iterator["Sample"]]
 
 
 def forward(module: nn.Module, inputs: tuple[Tensor, ...], task: Task) -> tuple[Tensor, ...]:
-    """The outputs of *module*, as a tuple of tensors; what a user's model raises becomes a sentence."""
-    try:
-        with torch.no_grad():
-            result = module(*inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
-        raise user_error(task.path, "the model's forward", error) from error
-    return as_outputs(result, str(task.path))
+    """The outputs of *module*, as a tuple of tensors, without gradients."""
+    with torch.no_grad():
+        return task.run(module, inputs)
 
 
 def of_module(module: nn.Module, task: Task, *, one_by_one: bool = False) -> float | None:

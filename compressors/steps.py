@@ -15,8 +15,9 @@ from torch import nn
 
 from compressors import cache, contract, rebuild, score
 from compressors.cache import BuildRequest
+from compressors.options import option_error
 from compressors.state import Context, State
-from compressors.task import Task, option_error
+from compressors.task import Task
 from compressors.training import deterministic, fit, tidy
 from harness.core import codec, plugins
 from harness.core.errors import CellError, EdgebenchError, UsageError

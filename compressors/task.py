@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from compressors import source
+from compressors.options import Training, option_error
 from harness.core import plugins
 from harness.core.errors import EdgebenchError, UsageError
 
@@ -23,24 +24,7 @@ Batch = tuple[tuple[Tensor, ...], Tensor | None]
 Outputs = Tensor | tuple[Tensor, ...]
 
 REQUIRED = ("model", "example_inputs", "validation_loader")
-LABELLED = ("loss", "metric")
-
-
-class Training(BaseModel):
-    """How a model is trained; a task's ``TRAINING`` and the fine-tuning options of passes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: int = Field(10, ge=0, le=100_000, description="passes over the train loader")
-    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
-    optimiser: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimiser")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="weight decay")
-    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
-        "one_cycle", description="learning rate over time"
-    )
-    warmup: float = Field(0.25, ge=0, le=0.9, description="share of one_cycle in which the rate rises")
-    channels_last: bool = Field(False, description="train in NHWC memory order; faster for many CNNs")
-    threads: int = Field(1, ge=1, le=1024, description="threads; 1 makes weights the same on any core count")
+OPTIONAL = ("train_loader", "test_loader", "calibration_loader", "loss", "metric")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +48,20 @@ class Task:
     def batches(self, loader: Iterable[Any], name: str) -> Iterator[Batch]:
         """The batches of *loader* as (inputs, targets), checked; *name* is the function that made it."""
         return _batches(self.path, loader, name)
+
+    def run(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The outputs of *module* as a tuple; what the user's forward raises becomes a sentence."""
+        result = _guarded(self.path, "the model's forward", module)(*inputs)
+        return as_outputs(result, str(self.path))
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Share of samples whose largest output is the target."""
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+#: A task may say METRIC = one of these instead of writing metric().
+METRICS: dict[str, Callable[[Any, Tensor], float]] = {"accuracy": _accuracy}
 
 
 def load(model: str) -> Task:
@@ -102,17 +100,17 @@ def _forget_siblings(path: Path) -> None:
 def _task(module: ModuleType, path: Path, name: str) -> Task:
     no_score = _constant(module, path, "LATENCY_ONLY", str)
     trained = bool(_constant(module, path, "TRAINED", bool))
+    metric_name = _constant(module, path, "METRIC", str)
     needed = [*REQUIRED]
     if no_score is None:
-        needed += LABELLED
-        if not trained:
-            needed += ["train_loader"]
-    functions = {f: _function(module, path, f, required=f in needed) for f in (*REQUIRED, *LABELLED)}
-    for optional in ("train_loader", "test_loader", "calibration_loader"):
-        functions[optional] = _function(module, path, optional, required=optional in needed)
+        needed += [] if trained else ["train_loader", "loss"]
+        needed += [] if metric_name in METRICS else ["metric"]
+    functions = {
+        name: _function(module, path, name, required=name in needed) for name in (*REQUIRED, *OPTIONAL)
+    }
     validation, train = functions["validation_loader"], functions["train_loader"]
     assert validation is not None
-    metric = getattr(module, "metric", None)
+    metric = functions["metric"] or METRICS.get(metric_name)
     return Task(
         name=name,
         path=path,
@@ -123,8 +121,8 @@ def _task(module: ModuleType, path: Path, name: str) -> Task:
         calibration_loader=_calibration(functions["calibration_loader"], train, validation),
         train_loader=train,
         loss=functions["loss"],
-        metric=functions["metric"] if no_score is None else None,
-        metric_name=_constant(module, path, "METRIC", str) or getattr(metric, "__name__", "metric"),
+        metric=metric if no_score is None else None,
+        metric_name=metric_name or getattr(getattr(module, "metric", None), "__name__", "metric"),
         training=None if trained or no_score is not None else _training(module, path),
         no_score=no_score,
     )
@@ -162,17 +160,6 @@ def _training(module: ModuleType, path: Path) -> Training:
         return Training.model_validate(options)
     except ValidationError as error:
         raise option_error(f"{path}: TRAINING", Training, error) from error
-
-
-def option_error(where: str, options: type[BaseModel], error: ValidationError) -> UsageError:
-    """The first problem that pydantic found, as one sentence; *where* says whose options they are."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        unknown = plugins.unknown("option", key, options.model_fields)
-        return UsageError(f"{where}: {unknown.message}", hint=unknown.hint)
-    text = first["msg"][:1].lower() + first["msg"][1:]
-    return UsageError(f"{where}: {key}: {text}, found {first['input']!r}.")
 
 
 def _calibration(
@@ -233,9 +220,10 @@ _END = object()
 
 
 def _batch(path: Path, item: Any, name: str) -> Batch:
-    if not isinstance(item, (tuple, list)) or not 1 <= len(item) <= 2:
+    pair = (item,) if isinstance(item, Tensor) else item  # a tensor alone is a batch without targets
+    if not isinstance(pair, (tuple, list)) or not 1 <= len(pair) <= 2:
         raise UsageError(f"{path}: {name}() must give (inputs, targets) pairs, found {_kind(item)}.")
-    raw, targets = item[0], item[1] if len(item) == 2 else None
+    raw, targets = pair[0], pair[1] if len(pair) == 2 else None
     inputs = (raw,) if isinstance(raw, Tensor) else raw
     if not isinstance(inputs, (tuple, list)) or not all(isinstance(t, Tensor) for t in inputs) or not inputs:
         raise UsageError(f"{path}: {name}() must give inputs that are tensors, found {_kind(raw)}.")
@@ -269,7 +257,7 @@ def user_error(path: Path, name: str, error: BaseException) -> UsageError:
     line = lines[-1] if lines else getattr(error, "lineno", None)
     where = f"{path}:{line}" if line else str(path)
     text = " ".join(str(error).split())
-    what = "importing it" if name == "import" else f"{name}()"
+    what = {"import": "importing it", "the model's forward": name}.get(name, f"{name}()")
     return UsageError(f"{where}: {what} raised {type(error).__name__}{f': {text}' if text else ''}")
 
 

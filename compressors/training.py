@@ -8,13 +8,15 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from compressors.task import Batch, Task, Training, as_outputs
+from compressors.options import Training
+from compressors.task import Task
 from harness.core.errors import CellError, UsageError
 from harness.core.types import Progress
 
@@ -90,7 +92,9 @@ def fit(
         optimiser, scheduler = _optimiser(module, training, training.epochs * batches)
         started = time.monotonic()
         for epoch in range(training.epochs):
-            value = _epoch(module, task.batches(loader, "train_loader"), minimised, optimiser, scheduler)
+            value = _epoch(
+                module, task, loader, _Work(loss=minimised, optimiser=optimiser, scheduler=scheduler)
+            )
             if not math.isfinite(value):
                 raise CellError(
                     "build_failed",
@@ -113,20 +117,29 @@ def _count(task: Task, loader: Any) -> int:
     return count
 
 
-def _epoch(
-    module: nn.Module, data: Iterator[Batch], loss: Loss, optimiser: torch.optim.Optimizer, scheduler: Any
-) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What one training step needs besides the model and the batch."""
+
+    loss: Loss
+    optimiser: torch.optim.Optimizer
+    scheduler: Any
+
+
+def _epoch(module: nn.Module, task: Task, loader: Any, work: _Work) -> float:
     """Train on every batch once; the mean loss."""
     total, batches = 0.0, 0
-    for inputs, targets in data:
+    for inputs, targets in task.batches(loader, "train_loader"):
         if targets is None:
-            raise UsageError("train_loader() must give (inputs, targets) pairs, found no targets.")
-        outputs = as_outputs(module(*inputs), "training")
-        value = loss(inputs, outputs[0] if len(outputs) == 1 else outputs, targets)
-        optimiser.zero_grad(set_to_none=True)
+            raise UsageError(
+                f"{task.path}: train_loader() must give (inputs, targets) pairs, found no targets."
+            )
+        outputs = task.run(module, inputs)
+        value = work.loss(inputs, outputs[0] if len(outputs) == 1 else outputs, targets)
+        work.optimiser.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
-        optimiser.step()
-        scheduler.step()
+        work.optimiser.step()
+        work.scheduler.step()
         total, batches = total + value.item(), batches + 1
     return total / batches
 

@@ -6,24 +6,14 @@ import dataclasses
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from compressors.options import FineTuning
 from compressors.state import Context, State
-from compressors.task import Training, as_outputs
+from compressors.task import as_outputs
 from compressors.training import Loss, fit
 from harness.core.errors import UsageError
-
-
-class FineTuning(Training):
-    """How a compressed model is trained again."""
-
-    epochs: int = Field(10, ge=0, le=100_000, description="passes over the train loader; 0: none")
-    alpha: float = Field(
-        0.0, ge=0, le=1, description="weight of the original model's answers in the loss, 0: labels only"
-    )
-    temperature: float = Field(4.0, gt=0, le=100, description="softens the answers that are learned from")
 
 
 def finetune(state: State, options: FineTuning, context: Context, *, stage: str) -> State:
@@ -54,7 +44,7 @@ def _taught(context: Context, alpha: float, temperature: float) -> Loss:
 
     def loss(inputs: tuple[Tensor, ...], outputs: Any, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            answers = as_outputs(teacher(*inputs), "the original model")
+            answers = context.task.run(teacher, inputs)
         hard = own_loss(outputs, targets)
         soft = distance(as_outputs(outputs, "the model"), answers, temperature)
         return (1 - alpha) * hard + alpha * soft

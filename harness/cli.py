@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -45,7 +46,8 @@ def edgebench() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command and exit with its code."""
+    """Run one command and exit with its code; being told to end is like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(argv))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors import exporting, quiet, source
+from harness.core.errors import UsageError
 from harness.core.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -34,16 +35,41 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
 
         exported = torch.export.export(state.reference, example_inputs)
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        path.write_bytes(edge.to_executorch().buffer)
+        finished = edge.to_executorch()
+        _require_kernels(finished.executorch_program)
+        path.write_bytes(finished.buffer)
 
 
-def method(path: Path) -> Any:
-    """The loaded ``forward`` of the file."""
+def _require_kernels(program: Any) -> None:
+    """Refuse a program with an operator that the runtime has no kernel for: it would fail on loading."""
+    from executorch.runtime import Runtime
+
+    known = Runtime.get().operator_registry.operator_names
+    used = {
+        f"{operator.name}.{operator.overload}".removesuffix(".")
+        for plan in program.execution_plan
+        for operator in plan.operators
+    }
+    if used - known:
+        raise exporting.unsupported(
+            "The ExecuTorch runtime", sorted(name.replace("::", ".") for name in used - known)
+        )
+
+
+def require_whole(path: Path) -> None:
+    """Nothing beyond what the file's header says, which compressors.sniff has compared."""
+
+
+def program(path: Path) -> Any:
+    """The loaded program; its methods live as long as it does."""
     with quiet.exporters():
         from executorch.runtime import Runtime
 
-        loaded = Runtime.get().load_program(path).load_method("forward")
-    assert loaded is not None
+        loaded = Runtime.get().load_program(path)
+        if "forward" not in loaded.method_names:
+            names = ", ".join(map(repr, sorted(loaded.method_names)))
+            raise UsageError(f"{path} has no method 'forward'.", hint=f"It has: {names}.")
+        loaded.load_method("forward")
     return loaded
 
 
@@ -51,15 +77,17 @@ def outputs(path: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
     """The outputs of the file for each of *samples*, in ExecuTorch."""
     import torch
 
-    loaded = method(path)
+    loaded = program(path)
+    forward = loaded.load_method("forward")
     for sample in samples:
-        results = loaded.execute([torch.from_numpy(array) for array in sample])
+        results = forward.execute([torch.from_numpy(array) for array in sample])
         yield tuple(result.detach().numpy().copy() for result in results)
 
 
 def signature(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """The inputs and outputs of the file, named by position: the format has no names."""
-    meta = method(path).metadata
+    loaded = program(path)
+    meta = loaded.metadata("forward")
     inputs = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
     results = [meta.output_tensor_meta(i) for i in range(meta.num_outputs())]
     return _specs("input", inputs), _specs("output", results)

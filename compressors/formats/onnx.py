@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors import exporting, quiet, source
+from harness.core.errors import UsageError
 from harness.core.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -32,16 +33,30 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         import onnx
         import torch
 
+        from compressors import onnx_graph
+
         program = torch.onnx.export(
             state.reference, example_inputs, dynamo=True, opset_version=OPSET, verbose=False
         )
         assert program is not None
-        model = _bare(program.model_proto)
+        model = onnx_graph.bare(onnx_graph.with_unsigned_activations(program.model_proto))
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def session(path: Path) -> Any:
+def require_whole(path: Path) -> None:
+    """Refuse a model that keeps its weights in other files: a device is sent one file."""
+    try:
+        session(path.read_bytes())
+    except Exception as error:
+        session(path)  # if this fails too, the file itself is at fault
+        raise UsageError(
+            f"{path} keeps its weights in another file.",
+            hint="Store it as one file: onnx.save(onnx.load(path), new_path).",
+        ) from error
+
+
+def session(model: Path | bytes) -> Any:
     """A session on the CPU with one thread; it sends no telemetry."""
     import onnxruntime
 
@@ -50,7 +65,9 @@ def session(path: Path) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def outputs(path: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -77,18 +94,3 @@ def _specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
         shape = tuple(size if isinstance(size, int) and size > 0 else 1 for size in value.shape)
         found.append(TensorSpec(name=value.name, dtype=_DTYPES.get(inner, inner), shape=shape))
     return tuple(found)
-
-
-def _bare(model: Any) -> Any:
-    """*model* without what the runtime does not read: stack traces, paths, doc strings, inner shapes."""
-    del model.metadata_props[:]
-    graph = model.graph
-    del graph.value_info[:], graph.metadata_props[:]
-    graph.doc_string = ""
-    for node in graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        del value.metadata_props[:]
-        value.doc_string = ""
-    return model

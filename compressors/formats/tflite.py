@@ -49,6 +49,18 @@ def _convert_quantised(graph: nn.Module, example_inputs: tuple[Tensor, ...], pat
     litert_torch.convert(graph, example_inputs, quant_config=config).export(str(path))
 
 
+def require_whole(path: Path) -> None:
+    """Raise ValueError if the file ends before its tables say: the runtime would read zeros or crash."""
+    import struct
+
+    from compressors import tflite_file
+
+    try:
+        tflite_file.read(path)
+    except (struct.error, IndexError, TypeError) as error:
+        raise ValueError("its tables point outside the file") from error
+
+
 def interpreter(path: Path) -> Any:
     """An allocated interpreter with one thread and the XNNPACK delegate, LiteRT's default on a CPU."""
     with quiet.exporters():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from compressors import tuning
-from compressors.state import Context, State
+from compressors import options as shared
+
+if TYPE_CHECKING:
+    from compressors.state import Context, State
 
 
-class Options(tuning.FineTuning):
+class Options(shared.FineTuning):
     """Options of finetune."""
 
     epochs: int = Field(10, ge=1, le=100_000, description="passes over the train loader")
@@ -16,4 +20,6 @@ class Options(tuning.FineTuning):
 
 def apply(state: State, options: Options, context: Context) -> State:
     """The model after *options.epochs* more epochs."""
+    from compressors import tuning
+
     return tuning.finetune(state, options, context, stage="finetune")

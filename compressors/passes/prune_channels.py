@@ -5,24 +5,23 @@ from __future__ import annotations
 import copy
 import fnmatch
 import warnings
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from pydantic import Field
 
-from compressors import tuning
-from compressors.state import Context, State
-from compressors.task import Task, as_outputs
-from compressors.training import deterministic, tidy
+from compressors import options as shared
 from harness.core import plugins
 from harness.core.errors import CellError, UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-class Options(BaseModel):
+    from compressors.state import Context, State
+    from compressors.task import Task
+
+
+class Options(shared.Options):
     """Options of prune_channels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratio: float = Field(0.5, gt=0, lt=1, description="share of the channels that is removed")
     importance: Literal["l1", "l2", "taylor"] = Field(
@@ -37,8 +36,8 @@ class Options(BaseModel):
         (), description="layers that stay whole, by name or pattern (features.0.*)"
     )
     samples: int = Field(512, ge=1, description="training samples that gradients are taken from (taylor)")
-    finetune: tuning.FineTuning = Field(
-        tuning.FineTuning.model_validate({}), description="training after the channels are gone"
+    finetune: shared.FineTuning = Field(
+        shared.FineTuning.model_validate({}), description="training after the channels are gone"
     )
 
 
@@ -49,6 +48,10 @@ def apply(state: State, options: Options, context: Context) -> State:
             "channels of an integer model cannot be removed.",
             hint="Put prune_channels before quantise in the recipe.",
         )
+    from compressors import tuning
+    from compressors.state import State
+    from compressors.training import deterministic, tidy
+
     with deterministic(context.seed):
         module = copy.deepcopy(state.module).requires_grad_(True)
         _prune(module, options, context)
@@ -91,7 +94,7 @@ def _importance(name: str) -> Any:
     return torch_pruning.importance.GroupMagnitudeImportance(p=1 if name == "l1" else 2)
 
 
-def _output_layers(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[nn.Module]:
+def _output_layers(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[nn.Module]:
     """The layers whose channels are the model's outputs."""
     import torch_pruning
 
@@ -108,6 +111,8 @@ def _output_layers(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[
 
 
 def _has_channels(layer: nn.Module) -> bool:
+    from torch import nn
+
     return isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
 
 
@@ -136,7 +141,7 @@ def _accumulate_gradients(module: nn.Module, task: Task, seed: int, samples: int
     for inputs, targets in task.batches(task.train_loader(seed), "train_loader"):
         if seen >= samples or targets is None:
             break
-        outputs = as_outputs(module(*inputs), str(task.path))
+        outputs = task.run(module, inputs)
         loss = task.loss(outputs[0] if len(outputs) == 1 else outputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         seen += inputs[0].shape[0]

@@ -5,24 +5,22 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from pydantic import Field
 
-from compressors import quiet, score
-from compressors.state import Context, Quantised, State
-from compressors.training import deterministic
+from compressors import options as shared
+from compressors import quiet
 from harness.core.errors import CellError, UsageError
 from harness.core.types import Progress
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.fx import GraphModule
 
+    from compressors.state import Context, State
 
-class Options(BaseModel):
+
+class Options(shared.Options):
     """Options of quantise."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Literal["static_int8"] = Field("static_int8", description="int8 weights and activations")
     calibration: int = Field(
@@ -37,6 +35,9 @@ def apply(state: State, options: Options, context: Context) -> State:
     """Calibrate one PT2E graph and convert it into the two forms that the exporters want."""
     if state.quantised is not None:
         raise UsageError("the model is quantised already; a recipe has one quantise step.")
+    from compressors.state import Quantised, State
+    from compressors.training import deterministic
+
     with quiet.exporters(), deterministic(context.seed):
         prepared = _prepare(state.module, options, context)
         _calibrate(prepared, options, context)
@@ -49,18 +50,19 @@ def apply(state: State, options: Options, context: Context) -> State:
 
 
 def _prepare(module: nn.Module, options: Options, context: Context) -> GraphModule:
-    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+    import torch
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    config = xnnpack_quantizer.get_symmetric_quantization_config(
-        is_per_channel=options.granularity == "per_channel"
-    )
-    quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
+    from compressors import quantiser
+
+    quantizer = quantiser.int8(per_channel=options.granularity == "per_channel")
     exported = torch.export.export(module, context.task.example_inputs()).module()
     return prepare_pt2e(exported, quantizer)  # type: ignore[no-any-return]  # torchao is untyped
 
 
 def _calibrate(prepared: GraphModule, options: Options, context: Context) -> None:
+    from compressors import score
+
     task = context.task
     batches = task.batches(task.calibration_loader(context.seed), "calibration_loader")
     samples = score.take(batches, options.calibration)

@@ -1,0 +1,249 @@
+"""Int8 files compute in integers in each runtime, and files hold nothing but the model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from compressors import parity, tflite_file
+from compressors.formats import executorch as executorch_format
+from compressors.formats import onnx as onnx_format
+from compressors.formats import tflite as tflite_format
+from compressors.state import State
+from compressors.training import tidy
+from harness.core.errors import CellError
+from harness.core.types import FormatName
+from tests.compressors.conftest import FORMATS, Built
+
+MODULES: dict[FormatName, Any] = {
+    "executorch": executorch_format,
+    "onnx": onnx_format,
+    "tflite": tflite_format,
+}
+
+
+def ort_operators(path: str, tmp_path: Path) -> Counter[str]:
+    """What ONNX Runtime makes of the file."""
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+
+
+def test_onnx_runtime_fuses_every_layer_to_integers(built: Built, tmp_path: Path) -> None:
+    """3 convolutions, a residual sum, 2 dense layers; no clip, convolution or sum is left in float."""
+    operators = ort_operators(built["int8"]["onnx"].path, tmp_path)
+    assert operators["QLinearConv"] == 3
+    assert operators["QLinearAdd"] == 1
+    assert operators["QGemm"] == 2
+    assert not {"Conv", "FusedConv", "Add", "Gemm", "FusedGemm", "MatMul", "Clip", "Relu"} & set(operators)
+
+
+def test_float_onnx_has_no_integer_operator(built: Built, tmp_path: Path) -> None:
+    operators = ort_operators(built["fp32"]["onnx"].path, tmp_path)
+    assert not any(name.startswith("QLinear") or name == "QGemm" for name in operators)
+
+
+def test_litert_layers_take_int8(built: Built) -> None:
+    model = tflite_file.read(Path(built["int8"]["tflite"].path))
+    layers = [
+        (name, types)
+        for name, types in tflite_file.operators(model)
+        if name in {"conv_2d", "depthwise_conv_2d", "fully_connected", "add"}
+    ]
+    assert Counter(name for name, _ in layers) == {
+        "conv_2d": 2,
+        "depthwise_conv_2d": 1,
+        "fully_connected": 2,
+        "add": 1,
+    }
+    int8 = tflite_file.schema.TensorType.INT8
+    assert all(types[:2] == (int8, int8) for _, types in layers)
+
+
+def test_tflite_converts_float_to_int8_once_at_each_end(built: Built) -> None:
+    model = tflite_file.read(Path(built["int8"]["tflite"].path))
+    names = [name for name, _ in tflite_file.operators(model)]
+    assert names[0] == "quantize"
+    assert names[-1] == "dequantize"
+    assert {"quantize", "dequantize"}.isdisjoint(names[1:-1])
+
+
+def test_tflite_buffers_are_aligned_as_the_schema_asks(built: Built) -> None:
+    raw = Path(built["int8"]["tflite"].path).read_bytes()
+    model = tflite_file.schema.Model.GetRootAs(raw, 0)
+    buffers = [model.Buffers(i) for i in range(model.BuffersLength())]
+    starts = [b._tab.Vector(b._tab.Offset(4)) for b in buffers if b.DataLength()]
+    assert starts
+    assert all(start % 16 == 0 for start in starts)
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+def test_executorch_gives_every_layer_to_xnnpack(built: Built, recipe: str) -> None:
+    """What is left outside the delegate moves or converts data; it computes nothing."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    program = deserialize_pte_binary(Path(built[recipe]["executorch"].path).read_bytes()).program
+    plan = program.execution_plan[0]
+    assert {delegate.id for delegate in plan.delegates} == {"XnnpackBackend"}
+    outside = {operator.name.split("::")[1] for operator in plan.operators}
+    assert outside <= {"view_copy", "quantize_per_tensor", "dequantize_per_tensor"}
+
+
+def test_executorch_delegate_holds_int8_weights(built: Built) -> None:
+    """4 bytes a weight become 1: only true if XNNPACK got the integers."""
+    fp32, int8 = built["fp32"]["executorch"], built["int8"]["executorch"]
+    assert fp32.parameters is not None
+    assert fp32.bytes - int8.bytes > 2 * fp32.parameters
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+def test_file_names_no_path_of_the_machine_that_made_it(
+    built: Built, recipe: str, format: FormatName
+) -> None:
+    raw = Path(built[recipe][format].path).read_bytes()
+    texts = [text.decode() for text in re.findall(rb"[\x20-\x7e]{6,}", raw)]
+    leaks = [t for t in texts if re.search(r"\.py\b|/(home|root|tmp|usr|work)/|site-packages|<locals>|stack", t)]
+    assert leaks == []
+
+
+def test_onnx_file_is_one_file_without_metadata(built: Built) -> None:
+    model = onnx.load(built["int8"]["onnx"].path, load_external_data=False)
+    assert not model.metadata_props
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_versions_are_told_without_importing_the_exporter(format: FormatName) -> None:
+    versions = MODULES[format].versions()
+    assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
+
+
+# What the gate is for: files that load, run and are wrong.
+
+
+def gate(
+    format: FormatName, path: Path, module: nn.Module, samples: list[torch.Tensor]
+) -> parity.Parity:
+    found = list(MODULES[format].outputs(path, [(sample.numpy(),) for sample in samples]))
+    with torch.no_grad():
+        wanted = [(module(sample).numpy(),) for sample in samples]
+    measured = parity.compare(wanted, found, classifier=True)
+    parity.require(measured, parity.bound(None), runtime=MODULES[format].RUNTIME)
+    return measured
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return tidy(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)))
+
+
+@pytest.fixture(scope="module")
+def dense_samples() -> list[torch.Tensor]:
+    return list(torch.randn(64, 1, 16, generator=torch.Generator().manual_seed(0)))
+
+
+def test_gate_refuses_an_onnx_file_with_one_wrong_weight(
+    dense: nn.Module, dense_samples: list[torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "dense.onnx"
+    onnx_format.export(State(module=dense), (dense_samples[0],), path)
+    assert gate("onnx", path, dense, dense_samples).sqnr_db > 100
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0] += 0.1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+    with pytest.raises(CellError, match=r"In ONNX Runtime .*SQNR \d+\.\d dB.*must reach SQNR 60 dB") as caught:
+        gate("onnx", path, dense, dense_samples)
+    assert caught.value.status == "wrong_output"
+
+
+def test_gate_refuses_a_tflite_file_with_one_wrong_weight(
+    dense: nn.Module, dense_samples: list[torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "dense.tflite"
+    tflite_format.export(State(module=dense), (dense_samples[0],), path)
+    assert gate("tflite", path, dense, dense_samples).sqnr_db > 100
+    model = tflite_file.read(path)
+    buffer = max(model.buffers, key=lambda b: 0 if b.data is None else len(b.data))
+    values = numpy.frombuffer(bytes(buffer.data), dtype=numpy.float32).copy()
+    values[0] += 0.1
+    buffer.data = numpy.frombuffer(values.tobytes(), dtype=numpy.uint8)
+    tflite_file.write(model, path)
+    with pytest.raises(CellError, match="wrong_output|In LiteRT"):
+        gate("tflite", path, dense, dense_samples)
+
+
+class Factors(nn.Module):
+    """Two low-rank factors of equal shape, as an SVD leaves them: views that are not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        u, s, v = torch.linalg.svd(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+        self.down = nn.Parameter((v[:4] * s[:4, None].sqrt()).T, requires_grad=False)  # [16, 4], transposed
+        self.up = nn.Parameter(u[:, :4] * s[:4].sqrt(), requires_grad=False)  # [16, 4], a slice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.down) @ self.up.T
+
+
+def test_gate_refuses_what_the_tflite_exporter_makes_of_strided_factors(
+    dense_samples: list[torch.Tensor], tmp_path: Path
+) -> None:
+    """litert-torch merges constants of equal shape that are not contiguous and says nothing."""
+    module, path = Factors().eval(), tmp_path / "factors.tflite"
+    tflite_format.export(State(module=module), (dense_samples[0],), path)
+    with pytest.raises(CellError, match="In LiteRT"):
+        gate("tflite", path, module, dense_samples)
+
+
+def test_tidy_models_are_exported_right(dense_samples: list[torch.Tensor], tmp_path: Path) -> None:
+    """The same factors, through the function that every model of a build goes through."""
+    module, path = tidy(Factors()), tmp_path / "factors.tflite"
+    tflite_format.export(State(module=module), (dense_samples[0],), path)
+    assert gate("tflite", path, module, dense_samples).sqnr_db > 100
+
+
+def test_integer_bound_follows_the_noise_of_quantising() -> None:
+    def noise(sqnr_db: float, agreement: float) -> parity.Parity:
+        return parity.Parity(
+            max_abs=1.0, cosine=1.0, sqnr_db=sqnr_db, top1_agreement=agreement, samples=64
+        )
+
+    assert parity.bound(noise(40, 1.0)) == parity.Bound(sqnr_db=30, agreement=0.95)
+    assert parity.bound(noise(20, 0.9)) == parity.Bound(sqnr_db=17, agreement=pytest.approx(0.85))
+    assert parity.bound(noise(5, 0.9)).sqnr_db == 8
+
+
+def test_sqnr_is_ten_log_of_power_over_noise() -> None:
+    """Signal 3, 4 has power 25; an error of 0.5 has 0.25: 10 log10(100) = 20 dB."""
+    wanted, found = [(numpy.array([3.0, 4.0]),)], [(numpy.array([3.5, 4.0]),)]
+    measured = parity.compare(wanted, found, classifier=False)
+    assert measured.sqnr_db == pytest.approx(20.0)
+    assert measured.max_abs == pytest.approx(0.5)
+    assert measured.cosine == pytest.approx((3 * 3.5 + 16) / (5 * (3.5**2 + 16) ** 0.5))
+
+
+def test_not_a_number_never_passes_the_gate() -> None:
+    wanted, found = [(numpy.array([1.0, 2.0]),)], [(numpy.array([1.0, numpy.nan]),)]
+    with pytest.raises(CellError, match="wrong_output|must reach"):
+        parity.require(
+            parity.compare(wanted, found, classifier=False), parity.bound(None), runtime="a runtime"
+        )
