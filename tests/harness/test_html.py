@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,20 @@ def test_the_plots_draw_the_records(page: WebDriver, run: Run) -> None:
     blocks = data(page, "latency", "filter(t => t.mode === 'markers').flatMap(t => t.x)")
     medians = [m / 1e3 for r in run.records for m in metrics.block_medians(r).values()]
     assert sorted(blocks) == pytest.approx(sorted(medians))
+
+
+@needs_browser
+def test_a_file_with_wrong_outputs_is_in_no_plot(driver: WebDriver, tmp_path: Path) -> None:
+    """Its size is known, and worth nothing."""
+    wrong = records.medians(1000, 1100, 1050, of=records.cell("int8"))
+    wrong = replace(wrong, status="wrong_output", reason="11 dB")
+    path = tmp_path / "wrong.html"
+    path.write_text(html.render(records.run([records.medians(2000, 2100, 2050), wrong])), encoding="utf-8")
+    show(driver, path)
+    for kind in ("latency", "pareto", "size", "drift"):
+        drawn = json.dumps(data(driver, kind, "map(t => [t.x, t.y, t.text, t.hovertext, t.name])"))
+        assert "fp32" in drawn
+        assert "int8" not in drawn
 
 
 @needs_browser

@@ -254,7 +254,7 @@ const plots = (() => {
 
   function size(cells) {
     const files = [
-      ...new Map(cells.filter((c) => c.file_bytes.value !== null).map((c) => [c.file_label, c])).values(),
+      ...new Map(cells.filter((c) => c.timed && c.file_bytes.value !== null).map((c) => [c.file_label, c])).values(),
     ].sort((a, b) => a.file_bytes.value - b.file_bytes.value);
     const [name, scale] = bytes(Math.max(0, ...files.map((c) => c.file_bytes.value)));
     const traces = formats(files).flatMap((format) => {
