@@ -60,7 +60,7 @@ void check(Wire& wire, Engine& engine, CheckFile& file, double min_sqnr_db) {
   std::vector<Difference> sums(file.n_out);
   for (size_t set = 0; set < file.sets; ++set) {
     engine.set_inputs(file.inputs(set));
-    repeat(engine, 1, 0);
+    repeat(engine, 2, 0);  // as in the loop: what one run leaves behind must not change the next
     const std::vector<std::string> found = engine.output_kinds();
     std::vector<std::string> wanted;
     for (size_t i = 0; i < file.n_out; ++i) wanted.push_back(file.wanted(set)[i].kind());

@@ -15,10 +15,10 @@ OPERATOR = "Frobnicate"
 
 def make(folder: Path) -> None:
     """
-    Three models in three formats, each with a check file, and one per format with an unknown operator.
+    Four models in three formats, each with a check file, and one per format with an unknown operator.
 
     net: a small convolutional net · wide: one of some milliseconds · mixed: two inputs, three outputs, of
-    float32, int32 and bool.
+    float32, int32 and bool · chain: its .pte keeps later values where its input was.
     """
     import torch
     from torch import nn
@@ -30,8 +30,14 @@ def make(folder: Path) -> None:
     planes = [(torch.randn(1, 3, 48, 48),) for _ in range(SETS)]
     wide(*planes[0])
     pairs = [(torch.randn(2, 3), torch.randint(-9, 9, (2, 3), dtype=torch.int32)) for _ in range(SETS)]
-    for name, model, inputs in (("net", net, images), ("wide", wide, planes), ("mixed", _mixed(), pairs)):
-        export(model, inputs[0], folder / name)
+    cases = {
+        "net": (net, images),
+        "wide": (wide, planes),
+        "mixed": (_mixed(), pairs),
+        "chain": (_chain(), images),
+    }
+    for name, (model, inputs) in cases.items():
+        export(model, inputs[0], folder / name, delegate=name != "chain")
         dump_check(folder / f"{name}.ebt", model, inputs)
     unknown_onnx(folder / "unknown.onnx")
     unknown_tflite(folder / "net.tflite", folder / "unknown.tflite")
@@ -48,7 +54,19 @@ def _mixed() -> Any:
     return Mixed().eval()
 
 
-def export(model: Any, inputs: Sequence[Any], stem: Path) -> None:
+def _chain() -> Any:
+    import torch
+
+    class Chain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(4):
+                x = torch.sin(x) * 2 + 1
+            return x
+
+    return Chain().eval()
+
+
+def export(model: Any, inputs: Sequence[Any], stem: Path, *, delegate: bool) -> None:
     import litert_torch
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -57,7 +75,8 @@ def export(model: Any, inputs: Sequence[Any], stem: Path) -> None:
     given = tuple(inputs)
     torch.onnx.export(model, given, stem.with_suffix(".onnx"), dynamo=True, external_data=False)
     litert_torch.convert(model, given).export(str(stem.with_suffix(".tflite")))
-    edge = to_edge_transform_and_lower(torch.export.export(model, given), partitioner=[XnnpackPartitioner()])
+    partitioner = [XnnpackPartitioner()] if delegate else []
+    edge = to_edge_transform_and_lower(torch.export.export(model, given), partitioner=partitioner)
     stem.with_suffix(".pte").write_bytes(edge.to_executorch().buffer)
 
 

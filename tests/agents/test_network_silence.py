@@ -40,7 +40,7 @@ def test_the_watcher_sees_what_it_watches_for(call: str, shim: Path, tmp_path: P
 def test_no_agent_speaks_to_the_network(agent: Agent, mode: str, shim: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     env = {"LD_PRELOAD": str(shim), "SILENCE_LOG": str(log)}
-    arguments = ["mode=probe"] if mode == "probe" else agent.command(agent.job("net"))[len(agent.argv) :]
+    arguments = ["mode=probe"] if mode == "probe" else agent.command(agent.job("chain"))[len(agent.argv) :]
     done = agent.raw(*arguments, env=env)
     assert done.stdout.splitlines()[-1] == '{"event":"end","status":"ok"}', done.stderr
     maps = subprocess.run(
