@@ -11,7 +11,9 @@ from harness.core.types import Artifact, Failure, FormatName, Progress, Recipe, 
 
 TINY = Path(__file__).with_name("tiny_task.py")
 FORMATS: tuple[FormatName, ...] = ("executorch", "onnx", "tflite")
-PRUNE = Step(name="prune_channels", options={"ratio": 0.5, "round_to": 4, "finetune": {"epochs": 3, "lr": 0.01}})
+PRUNE = Step(
+    name="prune_channels", options={"ratio": 0.5, "round_to": 4, "finetune": {"epochs": 3, "lr": 0.01}}
+)
 QUANTISE = Step(name="quantise", options={"calibration": 64})
 RECIPES = {
     "fp32": Recipe(name="fp32"),
