@@ -58,7 +58,7 @@ def run(argv: list[str] | None = None) -> int:
     except EdgebenchError as error:
         return _fail(error)
     except click.ClickException as error:
-        return _fail(UsageError(error.format_message(), hint=_usage_hint(error)))
+        return _fail(UsageError(" ".join(error.format_message().split()), hint=_usage_hint(error)))
     except (KeyboardInterrupt, click.Abort):
         click.echo("edgebench: stopped; what was measured is kept.", err=True)
         return 130

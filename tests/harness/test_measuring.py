@@ -119,7 +119,7 @@ def test_a_device_that_never_answers_gives_every_cell_its_reason(
     folder: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def closed(device: Device) -> object:  # type: ignore[misc]
+    def closed(device: Device) -> object:
         raise DeviceError(f"{device.name} is off.")
         yield
 
