@@ -30,8 +30,8 @@ Verdict = Literal["better", "same", "worse", "unclear"]
 #: What counts as a real change, by default: 3 %.
 TOLERANCE = 0.03
 
-#: What a device tells that moves while it stays the same device: a count since it was started, and words.
-VOLATILE = frozenset({"oom_kills", "reasons"})
+#: Not a fact of the device but words about absent ones.
+WORDS = frozenset({"reasons"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def differences(base: Record, candidate: Record) -> Iterator[str]:
         ("the input size", _shapes(base), _shapes(candidate)),
         ("the quick mark", base.plan.quick, candidate.plan.quick),
     ]
-    for fact in sorted({*base.device, *candidate.device} - VOLATILE):
+    for fact in sorted({*base.device, *candidate.device} - WORDS):
         pairs.append((f"the device's {fact}", base.device.get(fact), candidate.device.get(fact)))
     for fact, left, right in pairs:
         if left != right:

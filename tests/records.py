@@ -42,6 +42,7 @@ MIB = 2**20
 FORMATS: tuple[FormatName, ...] = ("executorch", "onnx", "tflite")
 VERSIONS = {"executorch": "1.5.1", "onnx": "1.31.1", "tflite": "2.3.0"}
 DEVICE_FACTS: Mapping[str, Any] = {
+    "arch": "x86_64",
     "cores": 2,
     "cpu_model": "AMD EPYC 7B13",
     "cpus_allowed": 2,
@@ -49,9 +50,7 @@ DEVICE_FACTS: Mapping[str, Any] = {
     "isa": ["avx2", "f16c", "fma", "sse4_2"],
     "kernel": "6.1.0-18-amd64",
     "libc": "glibc 2.36",
-    "machine": "x86_64",
-    "memory_bytes": 25_281_167_360,
-    "oom_kills": 0,
+    "memory_total_bytes": 25_281_167_360,
     "os": "Debian GNU/Linux 12 (bookworm)",
     "page_bytes": 4096,
     "python": "3.11.9",
@@ -115,6 +114,7 @@ def latency_block(
         settings={"threads": Setting(requested=threads, observed=threads)},
         facts={
             "check": {"sqnr_db": 141.2 - index, "max_abs": 1.2e-6, "sets": 4},
+            "oom_kills": 0,
             "state_before": _state(0.3 + 0.1 * index),
             "state_after": _state(0.4 + 0.1 * index),
         },

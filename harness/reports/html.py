@@ -53,6 +53,7 @@ def render(run: Run) -> str:
         devices=_devices(ranking.rank(run), records),
         columns=COLUMNS,
         notes=_wording.notes(all_rows),
+        cautions=_wording.cautions(run.records),
         plan=facts.plan(run.info.plan),
         request=facts.request(run.info.request),
         host=facts.pairs(run.info.host),
@@ -112,10 +113,10 @@ def _answer(group: Ranking) -> dict[str, Any]:
     cards = []
     if group.fastest:
         same = group.accurate is group.fastest
-        title = f"Fastest, and within {_loss(group)}" if same else "Fastest"
+        title = f"Fastest, and measured within {_loss(group)}" if same else "Fastest"
         cards.append(_card(title, group.fastest, group))
     if group.accurate and group.accurate is not group.fastest:
-        cards.append(_card(f"Fastest within {_loss(group)}", group.accurate, group))
+        cards.append(_card(f"Fastest measured within {_loss(group)}", group.accurate, group))
     return {"threads": group.threads, "cards": cards, "sentences": group.sentences}
 
 

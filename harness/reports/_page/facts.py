@@ -54,7 +54,7 @@ def _number(name: str, value: float) -> str:
 
 
 def readable(name: str) -> str:
-    """``memory_bytes`` as ``memory``."""
+    """``memory_total_bytes`` as ``memory total``."""
     for unit in ("_bytes", "_ns", "_s", "_utc", "_hz", "_c"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
@@ -90,8 +90,8 @@ def headline(device: Mapping[str, Any]) -> str:
         device.get("model"),
         device.get("cpu_model"),
         units.counted(cores, "core") if isinstance(cores := device.get("cores"), int) else None,
-        device.get("machine"),
-        units.size(ram) if isinstance(ram := device.get("memory_bytes"), int) else None,
+        device.get("arch"),
+        units.size(ram) if isinstance(ram := device.get("memory_total_bytes"), int) else None,
         device.get("os"),
     ]
     return " · ".join(str(fact) for fact in known if fact)
