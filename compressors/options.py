@@ -19,26 +19,35 @@ class Options(BaseModel):
 class Training(Options):
     """How a model is trained; a task's ``TRAINING`` and the fine-tuning options of passes."""
 
-    epochs: int = Field(10, ge=0, le=100_000, description="passes over the train loader")
-    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
-    optimiser: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimiser")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="weight decay")
+    epochs: int = Field(default=10, ge=0, le=100_000, description="passes over the train loader")
+    lr: float = Field(default=1e-3, gt=0, le=10, description="peak learning rate")
+    optimiser: Literal["adamw", "adam", "sgd"] = Field(default="adamw", description="optimiser")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="weight decay")
     schedule: Literal["one_cycle", "cosine", "constant"] = Field(
-        "one_cycle", description="learning rate over time"
+        default="one_cycle", description="learning rate over time"
     )
-    warmup: float = Field(0.25, ge=0, le=0.9, description="share of one_cycle in which the rate rises")
-    channels_last: bool = Field(False, description="train in NHWC memory order; faster for many CNNs")
-    threads: int = Field(1, ge=1, le=1024, description="threads; 1 makes weights the same on any core count")
+    warmup: float = Field(
+        default=0.25, ge=0, le=0.9, description="share of one_cycle in which the rate rises"
+    )
+    channels_last: bool = Field(default=False, description="train in NHWC memory order; faster for many CNNs")
+    threads: int = Field(
+        default=1, ge=1, le=1024, description="threads; 1 makes weights the same on any core count"
+    )
 
 
 class FineTuning(Training):
     """How a compressed model is trained again."""
 
-    epochs: int = Field(10, ge=0, le=100_000, description="passes over the train loader; 0: none")
+    epochs: int = Field(default=10, ge=0, le=100_000, description="passes over the train loader; 0: none")
     alpha: float = Field(
-        0.0, ge=0, le=1, description="weight of the original model's answers in the loss, 0: labels only"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="weight of the original model's answers in the loss, 0: labels only",
     )
-    temperature: float = Field(4.0, gt=0, le=100, description="softens the answers that are learned from")
+    temperature: float = Field(
+        default=4.0, gt=0, le=100, description="softens the answers that are learned from"
+    )
 
 
 def option_error(where: str, options: type[BaseModel], error: ValidationError) -> UsageError:

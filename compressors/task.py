@@ -245,7 +245,7 @@ def _guarded(path: Path, name: str, function: Callable[..., Any]) -> Callable[..
             return function(*args)
         except EdgebenchError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise user_error(path, name, error) from error
 
     return call

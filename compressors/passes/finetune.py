@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Options(shared.FineTuning):
     """Options of finetune."""
 
-    epochs: int = Field(10, ge=1, le=100_000, description="passes over the train loader")
+    epochs: int = Field(default=10, ge=1, le=100_000, description="passes over the train loader")
 
 
 def apply(state: State, options: Options, context: Context) -> State:

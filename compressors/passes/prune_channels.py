@@ -23,21 +23,30 @@ if TYPE_CHECKING:
 class Options(shared.Options):
     """Options of prune_channels."""
 
-    ratio: float = Field(0.5, gt=0, lt=1, description="share of the channels that is removed")
+    ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the channels that is removed")
     importance: Literal["l1", "l2", "taylor"] = Field(
-        "l2", description="what makes a channel important: the norm of its weights, or weight times gradient"
+        default="l2",
+        description="what makes a channel important: the norm of its weights, or weight times gradient",
     )
     across_layers: bool = Field(
-        False, alias="global", description="rank all channels of the model together, not layer by layer"
+        default=False,
+        alias="global",
+        description="rank all channels of the model together, not layer by layer",
     )
-    max_ratio: float = Field(0.9, gt=0, lt=1, description="the largest share that is removed from one layer")
-    round_to: int = Field(1, ge=1, le=1024, description="channels that are left are a multiple of this")
+    max_ratio: float = Field(
+        default=0.9, gt=0, lt=1, description="the largest share that is removed from one layer"
+    )
+    round_to: int = Field(
+        default=1, ge=1, le=1024, description="channels that are left are a multiple of this"
+    )
     exclude: tuple[str, ...] = Field(
-        (), description="layers that stay whole, by name or pattern (features.0.*)"
+        default=(), description="layers that stay whole, by name or pattern (features.0.*)"
     )
-    samples: int = Field(512, ge=1, description="training samples that gradients are taken from (taylor)")
+    samples: int = Field(
+        default=512, ge=1, description="training samples that gradients are taken from (taylor)"
+    )
     finetune: shared.FineTuning = Field(
-        shared.FineTuning.model_validate({}), description="training after the channels are gone"
+        default=shared.FineTuning(), description="training after the channels are gone"
     )
 
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class Options(shared.Options):
     """Options of quantise."""
 
-    scheme: Literal["static_int8"] = Field("static_int8", description="int8 weights and activations")
+    scheme: Literal["static_int8"] = Field(default="static_int8", description="int8 weights and activations")
     calibration: int = Field(
-        256, ge=1, le=100_000, description="samples that the ranges of activations are taken from"
+        default=256, ge=1, le=100_000, description="samples that the ranges of activations are taken from"
     )
     granularity: Literal["per_channel", "per_tensor"] = Field(
-        "per_channel", description="one scale for each output channel of a weight, or one for all"
+        default="per_channel", description="one scale for each output channel of a weight, or one for all"
     )
 
 
