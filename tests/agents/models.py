@@ -30,7 +30,7 @@ def make(folder: Path) -> None:
     planes = [(torch.randn(1, 3, 48, 48),) for _ in range(SETS)]
     wide(*planes[0])
     pairs = [(torch.randn(2, 3), torch.randint(-9, 9, (2, 3), dtype=torch.int32)) for _ in range(SETS)]
-    cases = {
+    cases: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
         "net": (net, images),
         "wide": (wide, planes),
         "mixed": (_mixed(), pairs),
