@@ -72,7 +72,7 @@ Files = dict[tuple[str, FormatName], list[Artifact]]
 def _table(files: Files, seeds: int) -> str:
     samples = next(iter(files.values()))[0].score
     lines = [
-        f"{MODEL}, {seeds} seeds, {samples.samples if samples else 0} test samples; ± is 1 standard deviation",
+        f"{MODEL}, {seeds} seeds, {samples.samples if samples else 0} test samples; ± is 1 sd",
         f"{'recipe':<12} {'runtime':<12} {'parameters':>10} {'bytes':>8} {'of fp32':>8}"
         f" {'accuracy %':>15} {'lost, points':>15}",
     ]

@@ -6,6 +6,9 @@ import functools
 import multiprocessing
 import os
 import queue
+import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
@@ -82,6 +85,8 @@ def _merge_format(files: Sequence[Artifact | Failure]) -> Artifact | Failure:
 def _build_in_workers(
     requests: Sequence[BuildRequest], cache: Path, report: Callable[[Progress], None]
 ) -> list[Built]:
+    # Killed workers cannot unlink the semaphores of their libraries; the tracker does, and need not say so.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     context: SpawnContext = multiprocessing.get_context("spawn")
     events: Queue[Progress] = context.Queue()
     workers = min(len(requests), os.cpu_count() or 1, MOST_WORKERS)
@@ -102,7 +107,7 @@ def _build_in_workers(
                 report(Progress(stage="build", done=len(built), total=total, note=note))
     except BaseException:
         for child in multiprocessing.active_children():  # ours: what they finished is in the cache
-            child.terminate()
+            child.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -122,6 +127,15 @@ def _start_worker(events: Queue[Progress]) -> None:
     global _events  # noqa: PLW0603 - a worker process has one way back, given once
     _events = events
     os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(request: BuildRequest, cache: Path) -> Built:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -45,7 +46,8 @@ def edgebench() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command and exit with its code."""
+    """Run one command and exit with its code; being told to end is like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(argv))
 
 
@@ -56,7 +58,7 @@ def run(argv: list[str] | None = None) -> int:
     except EdgebenchError as error:
         return _fail(error)
     except click.ClickException as error:
-        return _fail(UsageError(error.format_message(), hint=_usage_hint(error)))
+        return _fail(UsageError(" ".join(error.format_message().split()), hint=_usage_hint(error)))
     except (KeyboardInterrupt, click.Abort):
         click.echo("edgebench: stopped; what was measured is kept.", err=True)
         return 130

@@ -30,18 +30,8 @@ Verdict = Literal["better", "same", "worse", "unclear"]
 #: What counts as a real change, by default: 3 %.
 TOLERANCE = 0.03
 
-#: Facts of a device that move while it is the same device: they do not forbid a comparison.
-VOLATILE = frozenset(
-    {
-        "battery_percent",
-        "boot_time_utc",
-        "load_1min",
-        "memory_available_bytes",
-        "temperature_c",
-        "time_utc",
-        "uptime_s",
-    }
-)
+#: Not a fact of the device but words about absent ones.
+WORDS = frozenset({"reasons"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +100,7 @@ def differences(base: Record, candidate: Record) -> Iterator[str]:
         ("the input size", _shapes(base), _shapes(candidate)),
         ("the quick mark", base.plan.quick, candidate.plan.quick),
     ]
-    for fact in sorted({*base.device, *candidate.device} - VOLATILE):
+    for fact in sorted({*base.device, *candidate.device} - WORDS):
         pairs.append((f"the device's {fact}", base.device.get(fact), candidate.device.get(fact)))
     for fact, left, right in pairs:
         if left != right:

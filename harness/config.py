@@ -113,4 +113,4 @@ def _step(document: yaml_lines.Document, index: int, step: Mapping[str, Any] | s
     except UsageError as error:
         raise UsageError(f"{document.at((*key, name))}: {error.message}", hint=error.hint) from error
     valid = yaml_lines.validate(module.Options, document, (*key, name), options)
-    return Step(name=name, options=valid.model_dump(mode="json"))
+    return Step(name=name, options=valid.model_dump(mode="json", by_alias=True))

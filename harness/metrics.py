@@ -347,8 +347,8 @@ def _score(score: Score | None, absent: str) -> Metric:
         return Metric(
             value=mean, unit="1", low=mean - sd, high=mean + sd, spread="sd", n=n, samples=score.samples
         )
-    hits = mean * score.samples
-    if not (0 <= mean <= 1 and score.samples > 0 and abs(hits - round(hits)) < 1e-6):
+    hits = mean * score.samples  # whole, but for the rounding of a float32
+    if not (0 <= mean <= 1 and score.samples > 0 and abs(hits - round(hits)) < 0.01):
         reason = f"no interval: one seed, and {score.metric} is not a share of the {score.samples} samples"
         return Metric(value=mean, unit="1", spread="ci95", n=1, samples=score.samples, reason=reason)
     low, high = stats.share_interval(round(hits), score.samples)

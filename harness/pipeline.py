@@ -70,13 +70,14 @@ def bench(
     """Build what is missing, measure every cell on every device, keep one record per cell."""
     opened = open_files(request, cache)  # bad files and recipes end here, before a folder is made
     recipes = load_recipes(request)
+    cells = tuple(plan_cells(request, devices, recipes, list(opened)))
     folder = store.create(results, name)
     with folder.locked():
         info = RunInfo(
             schema=codec.SCHEMA,
             name=name,
             created_utc=store.utc_now(),
-            cells=tuple(plan_cells(request, devices, recipes, list(opened))),
+            cells=cells,
             plan=request.plan,
             request=codec.to_json(request),
             host=host_facts(),

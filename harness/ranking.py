@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from harness import metrics
 from harness.compare import Comparison, compare, differences
-from harness.core import units
+from harness.core import stats, units
 from harness.core.types import RUNTIMES, SUFFIXES, Cell, Recipe, Record, Run
 from harness.metrics import Row
 
@@ -104,7 +104,9 @@ def _rank(
             _fastest_sentence(place, fastest),
             *(_original_sentences(fastest, original, over_original) if original and compressed else ()),
             *_runner_up_sentences(ranked, under_fastest, records),
-            *_accurate_sentences(fastest, accurate, ranked, original, score_loss),
+            *_accurate_sentences(fastest, accurate, ranked, score_loss),
+            *_doubt_sentences(accurate, ranked, records, score_loss),
+            *(_size_sentences(accurate, original.get(accurate.cell)) if accurate else ()),
         ),
     )
 
@@ -229,11 +231,7 @@ def _runner_up_sentences(
 
 
 def _accurate_sentences(
-    fastest: Row,
-    accurate: Row | None,
-    ranked: Sequence[Row],
-    original: Mapping[Cell, Row],
-    score_loss: float,
+    fastest: Row, accurate: Row | None, ranked: Sequence[Row], score_loss: float
 ) -> list[str]:
     if accurate is None:
         return [f"Accuracy was not weighed against speed: {fastest.score.reason or 'no score'}."]
@@ -249,13 +247,50 @@ def _accurate_sentences(
         )
     seeds, samples = accurate.score.n, accurate.score.samples
     text += f" ({units.counted(seeds, 'seed')}, {units.counted(samples, 'test sample')})."
-    uncompressed = original.get(accurate.cell)
-    if uncompressed is None or uncompressed is accurate:
-        return [text]
-    return [text, *_size_sentences(accurate, uncompressed)]
+    return [text]
 
 
-def _size_sentences(row: Row, original: Row) -> list[str]:
+def _doubt_sentences(
+    accurate: Row | None, ranked: Sequence[Row], records: Mapping[Cell, Record], score_loss: float
+) -> list[str]:
+    """Whether seeds and samples can tell a loss of that size at all; in pairs of one seed if several."""
+    best = max((r for r in ranked if r.score.value is not None), key=_score, default=None)
+    if accurate is None or best is None or _score(accurate) == _score(best):
+        return []
+    metric, (left, right) = accurate.score_metric, (_by_seed(records[r.cell]) for r in (best, accurate))
+    limit = score_difference(score_loss, metric)
+    losses = [left[seed] - right[seed] for seed in left.keys() & right.keys()]
+    if len(losses) > 1:
+        interval = stats.mean_interval(losses)
+        if interval is None:
+            return []
+        mean, low, high = (
+            score_difference(round(value, 4), metric).removesuffix(" points")
+            for value in (sum(losses) / len(losses), *interval)
+        )
+        doubt = f", which does not settle {limit}" if interval[1] > score_loss else ""
+        points = " points" if is_share(metric) else ""
+        return [
+            f"Over {len(losses)} seeds its loss is {mean}{points} (95 % interval {low} to {high}){doubt}."
+        ]
+    low_end, high_end = accurate.score.low, accurate.score.high
+    if low_end is None or high_end is None or (high_end - low_end) / 2 <= score_loss:
+        return []
+    bounds = units.joined(score(low_end, metric, 1), score(high_end, metric, 1))
+    return [
+        f"But {units.counted(accurate.score.samples, 'sample')} and one seed know that {metric} as {bounds} "
+        f"only (95 % interval): too little to settle {limit}; more --seeds help."
+    ]
+
+
+def _by_seed(record: Record) -> dict[int, float]:
+    found = record.artifact.score if record.artifact else None
+    return dict(zip(found.seeds, found.values, strict=True)) if found else {}
+
+
+def _size_sentences(row: Row, original: Row | None) -> list[str]:
+    if original is None or original is row:
+        return []
     if not row.file_bytes.value or not original.file_bytes.value:
         return []
     share = original.file_bytes.value / row.file_bytes.value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +18,9 @@ import filelock
 import device_agents
 from harness.core.errors import EdgebenchError
 
-SOURCE = Path(device_agents.__file__).parent / "runners" / "run_executorch.cpp"
+SOURCES = Path(device_agents.__file__).parent / "runners"
+#: Of the kernels and the delegate nothing is called by name: being loaded is what registers them, hence
+#: --no-as-needed.
 LIBRARIES = (
     "executorch",
     "executorch_kernels_optimized",
@@ -25,7 +28,16 @@ LIBRARIES = (
     "executorch_backend_xnnpack",
     "executorch_threadpool",
 )
-FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-DC10_USING_CUSTOM_GENERATED_MACROS")
+#: -O1, as the work is done in the libraries. The definitions are those of the wheel's CMake configuration:
+#: without the first its headers look for a file of a PyTorch build, with the second the libraries were built.
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-DC10_USING_CUSTOM_GENERATED_MACROS",
+    "-DET_EVENT_TRACER_ENABLED",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +58,7 @@ class NoRunner:
 
 def executorch(cache: Path) -> Runner | NoRunner:
     """
-    The runner for this host, from *cache* or compiled now (about a second).
+    The runner for this host, from *cache* or compiled now (2 to 3 seconds); imports no executorch, no torch.
 
     Raises EdgebenchError with the compiler's first error when there is a compiler and it fails.
     """
@@ -58,33 +70,51 @@ def executorch(cache: Path) -> Runner | NoRunner:
         return NoRunner(reason="the package executorch is not installed")
     wheel = Path(next(iter(spec.submodule_search_locations)))
     version = metadata.version("executorch")
-    built_by = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256()
-    for part in (SOURCE.read_text(), version, str(wheel), built_by, *FLAGS, *LIBRARIES):
-        key.update(part.encode() + b"\0")
+    for name in LIBRARIES:
+        if not (wheel / "lib" / f"lib{name}.so").exists():
+            return NoRunner(reason=f"executorch {version} comes without lib{name}.so")
     folder = cache / "runners"
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"run_executorch-{key.hexdigest()[:16]}"
+    target = folder / f"run_executorch-{_key(compiler, wheel, version)[:16]}"
     with filelock.FileLock(f"{target}.lock"):
         if not target.exists():
-            _compile(compiler, wheel, target)
+            _compile(compiler, wheel, version, target)
     return Runner(path=target, library_dir=wheel / "lib", version=version)
 
 
-def _compile(compiler: str, wheel: Path, target: Path) -> None:
+def _key(compiler: str, wheel: Path, version: str) -> str:
+    """What decides the content of a compiled runner."""
+    built_by = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = [version, str(wheel), built_by, *FLAGS, *LIBRARIES]
+    parts += [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sorted(SOURCES.iterdir())]
+    return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()
+
+
+def _compile(compiler: str, wheel: Path, version: str, target: Path) -> None:
+    """Compile beside *target*, then rename: it is whole or not there."""
     include = wheel / "include"
-    folders = (include, include / "executorch" / "runtime" / "core" / "portable_type" / "c10")
-    argv = [compiler, *FLAGS, *(f"-isystem{folder}" for folder in folders), str(SOURCE)]
-    argv += [f"-L{wheel / 'lib'}", "-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES)]
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         beside = Path(folder, "runner")
-        argv += ["-o", str(beside)]
-        plain = os.environ | {"LC_ALL": "C"}
-        done = subprocess.run(argv, check=False, env=plain, capture_output=True, text=True)
+        argv = [
+            compiler,
+            *FLAGS,
+            f'-DEXECUTORCH_VERSION="{version}"',
+            f"-isystem{include}",
+            f"-isystem{include / 'executorch' / 'runtime' / 'core' / 'portable_type' / 'c10'}",
+            str(SOURCES / "run_executorch.cpp"),
+            *("-o", str(beside)),
+            f"-L{wheel / 'lib'}",
+            "-Wl,--no-as-needed",
+            *(f"-l{name}" for name in LIBRARIES),
+        ]
+        done = subprocess.run(
+            argv, check=False, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True
+        )
         if done.returncode != 0:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            lines = done.stderr.splitlines() or ["it gave no message"]
+            first = next((line for line in lines if "error" in line.lower()), lines[0])
             raise EdgebenchError(
                 f"The native ExecuTorch runner does not compile: {first}",
-                hint=f"Compiler: {compiler}; source: {SOURCE}.",
+                hint=f"To see all of it: {shlex.join(argv)}",
             )
         beside.replace(target)

@@ -1,41 +1,36 @@
-"""One device: push, probe, run each job in a fresh agent process, read its events."""
+"""One device: push, probe, run each job in a fresh agent process, turn what it says into a block."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import device_agents
 from harness import runners
-from harness.core import plugins
-from harness.core.errors import CellError, DeviceError
+from harness.core import events, plugins
+from harness.core.errors import CellError, DeviceError, EdgebenchError, TransientDeviceError
 from harness.core.places import cache_dir
-from harness.core.types import (
-    RUNTIMES,
-    STATUSES,
-    Block,
-    Device,
-    FormatName,
-    Job,
-    MemoryMark,
-    Runtime,
-    Setting,
-    Status,
-)
-from harness.transports import Transport
+from harness.core.types import RUNTIMES, Block, Device, FormatName, Job, Runtime
+from harness.transports import Stream, Transport
 
-PROTOCOL = 1
 AGENT = Path(device_agents.__file__).parent / "agent.py"
 PROBE_TIMEOUT_S = 60.0
-#: Everything that an agent may know of the host's environment; the rest would make runs differ.
-ENVIRONMENT = {"LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+#: All that an agent knows of the host's environment; a user's OMP_NUM_THREADS would change what is measured.
+#: numpy gets no threads of its own: it only compares outputs, and idle threads of its BLAS spin.
+ENVIRONMENT = {
+    "LC_ALL": "C",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+#: What installs a runtime, where the wheel has another name.
+WHEELS: Mapping[str, str] = {"litert": "ai-edge-litert"}
 
 
 @dataclass(slots=True)
@@ -46,37 +41,41 @@ class Session:
     transport: Transport
     agent: str  # path of agent.py on the device
     facts: Mapping[str, Any]
-    _pushed: dict[Path, str] = field(default_factory=dict)
-    _native: runners.Runner | runners.NoRunner | None = None
+    _oom_kills: object  # how often the device had run out of memory when it was last asked
+    _pushed: dict[tuple[Path, int, int], str] = field(default_factory=dict)
+    _native: runners.Runner | runners.NoRunner | CellError | None = None
 
     def push(self, path: Path) -> str:
         """Put a file on the device under a name that holds its hash; its path there."""
-        if path not in self._pushed:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            try:
-                self._pushed[path] = self.transport.push(path, f"{content[:16]}-{path.name}")
-            except OSError as error:
-                raise CellError(
-                    "push_failed", f"{path} cannot be put on {self.device.name}: {error}."
-                ) from error
-        return self._pushed[path]
+        try:
+            stat = path.stat()
+            key = (path, stat.st_mtime_ns, stat.st_size)
+            if key not in self._pushed:
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+                self._pushed[key] = self.transport.push(path, f"{content[:16]}{path.suffix}")
+        except TransientDeviceError:
+            raise
+        except (OSError, DeviceError) as error:
+            why = f"{path} cannot be put on {self.device.name}: {error}"
+            raise CellError("push_failed", why) from error
+        return self._pushed[key]
 
     def runtime(self, format_name: FormatName) -> Runtime:
         """What will run files of this format; CellError ``runtime_missing`` with the install command."""
         name = RUNTIMES[format_name]
-        version = self.facts.get("runtimes", {}).get(name)
         note = ""
         if format_name == "executorch":
             native = self._native_runner()
             if isinstance(native, runners.Runner):
                 return Runtime(name=name, version=native.version, engine="native")
             note = native.reason
+        version = self.facts.get("runtimes", {}).get(name)
         if version is None:
             raise CellError(
                 "runtime_missing",
                 f"{self.device.name} has no {name}.",
-                hint=f"Install it there: {self.transport.python} -m pip install {_wheel(name)}",
+                hint=f"Install it there: {self.transport.python} -m pip install {WHEELS.get(name, name)}",
             )
         return Runtime(name=name, version=version, engine="python", note=note)
 
@@ -86,22 +85,50 @@ class Session:
         started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         with self.transport.stream(argv, env=env, timeout_s=job.timeout_s) as stream:
             try:
-                events = list(read_events(stream))
+                return events.read_block(stream, job, index=index, started_utc=started)
             except CellError as error:
-                if stream.timed_out:
-                    raise CellError("timeout", f"The agent took more than {job.timeout_s:g} s.") from error
-                if error.status == "agent_failed":
-                    raise _died(error, stream.exit_code, stream.errors) from error
-                raise
-        return block_of(events, job, index, started)
+                failure, ended = error, _ended(stream)
+        if ended.timed_out:
+            raise CellError(
+                "timeout",
+                f"The agent did not end within {job.timeout_s:g} s.",
+                hint="Give it more time, or fewer iterations.",
+            ) from failure
+        if failure.status != "agent_failed":
+            raise failure
+        raise self._died(failure, ended) from failure
+
+    def _died(self, error: CellError, ended: _End) -> CellError:
+        """An agent that did not speak to its end, with what is known of it."""
+        words = f" Its last words: {ended.last_words}" if ended.last_words else ""
+        if ended.exit_code is None or ended.exit_code >= 0:
+            return CellError("agent_failed", f"{error.message}{words}")
+        name = _signal_name(-ended.exit_code)
+        if ended.exit_code == -signal.SIGKILL:
+            before, self._oom_kills = self._oom_kills, _probe(self.device, self.transport, self.agent)[1]
+            if before != self._oom_kills:
+                return CellError(
+                    "out_of_memory",
+                    f"{name} ended the agent, and the device counted a process killed for memory.",
+                )
+            words = f" The device counted no process killed for lack of memory.{words}"
+        return CellError("agent_failed", f"{name} ended the agent: {error.message}{words}")
 
     def _native_runner(self) -> runners.Runner | runners.NoRunner:
+        """The runner for this device, made once; CellError if there is a compiler and it fails."""
         if self._native is None:
-            if self.device.transport == "local":
-                self._native = runners.executorch(cache_dir())
-            else:
-                self._native = runners.NoRunner(reason="there is no native runner for this device")
+            self._native = self._make_runner()
+        if isinstance(self._native, CellError):
+            raise self._native
         return self._native
+
+    def _make_runner(self) -> runners.Runner | runners.NoRunner | CellError:
+        if self.device.transport != "local":
+            return runners.NoRunner(reason="there is no native runner for this device")
+        try:
+            return runners.executorch(cache_dir())
+        except EdgebenchError as error:
+            return CellError("agent_failed", error.message, hint=error.hint)
 
     def _command(self, job: Job) -> tuple[list[str], dict[str, str]]:
         env = dict(ENVIRONMENT)
@@ -110,7 +137,7 @@ class Session:
             argv = [str(native.path)]
             env["LD_LIBRARY_PATH"] = str(native.library_dir)
         else:
-            argv = [self.transport.python, "-s", self.agent]
+            argv = [self.transport.python, self.agent]
         options = {
             "mode": job.kind,
             "format": job.format,
@@ -135,140 +162,43 @@ def open_session(device: Device) -> Iterator[Session]:
     try:
         content = hashlib.sha256(AGENT.read_bytes()).hexdigest()
         agent = transport.push(AGENT, f"agent-{content[:16]}.py")
-        argv = [transport.python, "-s", agent, "mode=probe"]
-        with transport.stream(argv, env=ENVIRONMENT, timeout_s=PROBE_TIMEOUT_S) as stream:
-            try:
-                facts = facts_of(read_events(stream))
-            except CellError as error:
-                message = f"{device.name}: the agent does not answer: {error.message} {stream.errors[-300:]}"
-                raise DeviceError(message.strip()) from error
-        yield Session(device=device, transport=transport, agent=agent, facts=facts)
+        facts, oom_kills = _probe(device, transport, agent)
+        yield Session(device=device, transport=transport, agent=agent, facts=facts, _oom_kills=oom_kills)
     finally:
         transport.close()
 
 
-def read_events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """
-    The events between ``hello`` and ``end``; strict.
-
-    CellError: the agent's own status for an ``error`` event, ``agent_failed`` for a foreign line, another
-    protocol or a stream that stops without ``end``.
-    """
-    expected = "hello"
-    for line in lines:
-        event = _parse(line)
-        kind = event.get("event")
-        if expected == "nothing":
-            raise CellError("agent_failed", f"The agent went on after its end: {line[:200]!r}.")
-        if expected == "hello":
-            if kind != "hello" or event.get("protocol") != PROTOCOL:
-                raise CellError(
-                    "agent_failed", f"Expected hello with protocol {PROTOCOL}, found {line[:200]!r}."
-                )
-            expected = "end"
-        elif kind == "error":
-            raise _reported(event)
-        elif kind == "end":
-            expected = "nothing"
-            continue
-        yield event
-    if expected != "nothing":
-        raise CellError("agent_failed", f"The agent's output stopped before {expected!r}.")
+def _probe(device: Device, transport: Transport, agent: str) -> tuple[dict[str, Any], object]:
+    """(what the device is, how often it ran out of memory): the count is no part of its identity."""
+    argv: Sequence[str] = [transport.python, agent, "mode=probe"]
+    with transport.stream(argv, env=ENVIRONMENT, timeout_s=PROBE_TIMEOUT_S) as stream:
+        try:
+            facts = events.read_probe(stream)
+        except CellError as error:
+            ended = _ended(stream)
+            words = f"It did not end within {PROBE_TIMEOUT_S:g} s." if ended.timed_out else ended.last_words
+            raise DeviceError(
+                f"{device.name}: the agent does not answer: {error.message} {words}".strip(),
+                hint=f"It was started with {transport.python}.",
+            ) from error
+    return facts, facts.pop("oom_kills", None)
 
 
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        raise CellError("agent_failed", f"The agent printed a line that is no event: {line[:200]!r}.")
-    return event
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """How an agent process ended."""
+
+    exit_code: int | None  # -N for signal N
+    timed_out: bool
+    last_words: str  # the last line of its standard error
 
 
-def _reported(event: Mapping[str, Any]) -> CellError:
-    status = event.get("status")
-    known = cast("Status", status) if status in STATUSES else "agent_failed"
-    return CellError(known, f"{event.get('stage')}: {event.get('message')}")
+def _ended(stream: Stream) -> _End:
+    lines = [line.strip() for line in stream.errors.splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else ""
+    return _End(exit_code=stream.exit_code, timed_out=stream.timed_out, last_words=last)
 
 
-def facts_of(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts by name; an absent one is None, with its reason under ``reasons``."""
-    facts: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
-    for event in events:
-        if event.get("event") == "fact":
-            name = str(event.get("name"))
-            facts[name] = event.get("value")
-            if facts[name] is None:
-                reasons[name] = str(event.get("reason", "not said"))
-    return facts | {"reasons": reasons} if reasons else facts
-
-
-def block_of(events: Iterable[Mapping[str, Any]], job: Job, index: int, started_utc: str) -> Block:
-    """The block that the events of a finished agent tell of; CellError when something is missing."""
-    events = list(events)
-    spans = {e["name"]: e for e in events if e.get("event") == "span" and "name" in e}
-    steady = spans.get("steady", {})
-    try:
-        block = Block(
-            kind=job.kind,
-            index=index,
-            started_utc=started_utc,
-            load_ns=_int(spans["load"]["ns"]),
-            first_inference_ns=_int(spans["first_inference"]["ns"]),
-            warmup_ns=_values(events, "warmup"),
-            values_ns=_values(events, "value"),
-            cpu_ns=_int(steady.get("cpu_ns", 0)),
-            wall_ns=_int(steady.get("ns", 0)),
-            marks=tuple(_mark(e) for e in events if e.get("event") == "mark"),
-            settings={str(e["name"]): _setting(e) for e in events if e.get("event") == "setting"},
-            facts=facts_of(events) | {"check": _check(events)},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CellError("agent_failed", f"The agent's events are not complete: {error!r}.") from error
-    if job.kind == "latency" and (len(block.values_ns) < job.min_iterations or block.wall_ns <= 0):
-        raise CellError(
-            "agent_failed", f"The agent timed {len(block.values_ns)} of {job.min_iterations} inferences."
-        )
-    if job.kind == "memory" and not block.marks:
-        raise CellError("agent_failed", "The agent sent no memory marks.")
-    return block
-
-
-def _values(events: Iterable[Mapping[str, Any]], kind: str) -> tuple[int, ...]:
-    return tuple(_int(v) for e in events if e.get("event") == kind for v in e["ns"])
-
-
-def _int(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a whole number of nanoseconds or bytes")
-    return value
-
-
-def _mark(event: Mapping[str, Any]) -> MemoryMark:
-    names = ("peak_rss_bytes", "rss_bytes", "anon_bytes", "file_bytes", "swap_bytes")
-    return MemoryMark(name=str(event["name"]), **{name: _int(event[name]) for name in names})
-
-
-def _setting(event: Mapping[str, Any]) -> Setting:
-    return Setting(requested=event["requested"], observed=event["observed"])
-
-
-def _check(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    found = next(e for e in events if e.get("event") == "check")
-    return {key: found[key] for key in ("sqnr_db", "max_abs", "sets")}
-
-
-def _died(error: CellError, exit_code: int | None, errors: str) -> CellError:
-    """The same failure with what is known of the process's end; a kill out of the blue is likely memory."""
-    last = re.sub(r"\s+", " ", errors.strip().splitlines()[-1])[:300] if errors.strip() else ""
-    if exit_code is not None and exit_code < 0:
-        status: Status = "out_of_memory" if exit_code == -9 else "agent_failed"
-        why = " (often: no memory left)" if exit_code == -9 else ""
-        return CellError(status, f"Signal {-exit_code} ended the agent{why}. {last}".strip())
-    return CellError(error.status, f"{error.message} {last}".strip())
-
-
-def _wheel(runtime: str) -> str:
-    return {"litert": "ai-edge-litert"}.get(runtime, runtime)
+def _signal_name(number: int) -> str:
+    known = {member.value: member.name for member in signal.Signals}
+    return f"{known.get(number, 'Signal')} ({number})"

@@ -101,7 +101,7 @@ def _fields(model: type[BaseModel], location: Key) -> list[str]:
         if not inner:
             return []
         model = inner[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _flatten(annotation: Any) -> list[Any]:

@@ -39,5 +39,6 @@ def test_readme_links_lead_somewhere() -> None:
 
 def test_readme_options_exist() -> None:
     sources = "".join(p.read_text() for p in (ROOT / "harness" / "commands").glob("*.py"))
-    for option in set(re.findall(r"(?<=[\s`])--[a-z][a-z-]+", README)):
+    shown = set(re.findall(r"(?<=[\s`])--[a-z][a-z-]+", README)) - {"--strict"}  # of mypy
+    for option in shown:
         assert f'"{option}"' in sources, f"the README shows {option}, which no verb takes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def within(name: str, prefix: str) -> bool:
 def test_imports_point_down(path: Path) -> None:
     module = name_of(path)
     rule = max((key for key in MAY_IMPORT if within(module, key)), key=len)
-    for imported, line in imports(ast.parse(path.read_text())):
+    for imported, line in imports(parsed(path)):
         if imported.split(".")[0] not in PACKAGES:
             continue
         allowed = any(
@@ -113,14 +114,24 @@ def test_heavy_packages_are_imported_late(path: Path) -> None:
     module = name_of(path)
     if any(within(module, folder) for folder in MAY_BE_HEAVY) or module in torch_modules():
         return
-    for imported, line in imports(ast.parse(path.read_text()), top_only=True):
+    for imported, line in imports(parsed(path), top_only=True):
         assert imported.split(".")[0] not in HEAVY, f"{path}:{line}: import {imported} inside a function"
 
 
 def torch_modules() -> set[str]:
-    """Modules of compressors but for its light entry points: they are imported late, as a whole."""
-    light = {"compressors", "compressors.build", "compressors.task", "compressors.cache"}
-    return {name_of(p) for p in MODULES if within(name_of(p), "compressors")} - light
+    """Modules of compressors, but for compressors.build and what it imports at its top."""
+    by_name = {name_of(path): path for path in MODULES}
+    light, new = {"compressors"}, {"compressors.build"}
+    while new:
+        light |= new
+        found = {name for module in new for name, _ in imports(parsed(by_name[module]), top_only=True)}
+        new = {name for name in found if name in by_name and within(name, "compressors")} - light
+    return {name for name in by_name if within(name, "compressors")} - light
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

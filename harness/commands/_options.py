@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from harness.core import plugins
-from harness.core.types import FORMATS, FormatName
+from harness.core.types import FORMATS, FormatName, Run
 
 PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -75,3 +75,12 @@ def stdout() -> Console:
     """Standard output for tables: as wide as the terminal, or wide enough where there is none."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(width=160, highlight=False)
+
+
+def rendered(run: Run, report: str) -> str:
+    """*run* as a report's text; a table on a terminal is as wide as that and has colours."""
+    render = plugins.load("harness.reports", report).render
+    console = Console()
+    if report == "table" and console.is_terminal:
+        return str(render(run, width=console.width, color=True))
+    return str(render(run))

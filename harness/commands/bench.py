@@ -11,7 +11,6 @@ import click
 
 from harness import config, pipeline, progress, store
 from harness.commands import _options
-from harness.core import plugins
 from harness.core.places import cache_dir
 from harness.core.types import Plan, Run
 from harness.store import RunFolder
@@ -126,8 +125,8 @@ def _finish(folder: RunFolder, *, as_json: bool) -> int:
     """Write the report, print the results; 0 if every cell has an answer, 3 if none was measured, else 2."""
     run = folder.read()
     page = folder.path / "report.html"
-    store.write_atomically(page, plugins.load("harness.reports", "html").render(run))
-    click.echo(plugins.load("harness.reports", "json" if as_json else "table").render(run))
+    store.write_atomically(page, _options.rendered(run, "html"))
+    click.echo(_options.rendered(run, "json" if as_json else "table"))
     if not as_json:
         click.echo(f"Report: {page}")
     return exit_code(run)

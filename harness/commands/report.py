@@ -8,9 +8,6 @@ import click
 
 from harness import store
 from harness.commands import _options
-from harness.core import plugins
-
-REPORTS = "harness.reports"
 
 
 @click.command()
@@ -25,7 +22,7 @@ def command(*, run: str, kind: str, output: Path | None, results: Path) -> None:
     HTML goes to the file report.html in the run's folder, unless -o names another.
     """
     folder = store.find(results, run)
-    text = plugins.load(REPORTS, kind).render(folder.read())
+    text = _options.rendered(folder.read(), kind)
     if output is None and kind == "html":
         output = folder.path / "report.html"
     if output is None:

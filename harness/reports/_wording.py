@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from harness import ranking
 from harness.compare import Comparison
 from harness.core import units
+from harness.core.types import Record
 from harness.metrics import Metric, Row
 
 ABSENT = "–"
@@ -93,6 +94,38 @@ def notes(rows: Sequence[Row]) -> list[str]:
         samples = units.counts([r.score.samples for r in scored], "test sample")
         lines.append(f"{name[:1].upper() + name[1:]}: in the file's own runtime, {kind} {seeds}, {samples}.")
     return lines
+
+
+def cautions(records: Iterable[Record]) -> list[str]:
+    """What a reader must know before the numbers: a busy device, a setting that was not taken."""
+    loads: dict[str, tuple[float, int]] = {}
+    refused: dict[tuple[str, str, str, str], int] = {}
+    for record in records:
+        device, cores = record.cell.device, record.device.get("cpus_allowed") or record.device.get("cores")
+        for block in record.blocks:
+            load = (block.facts.get("state_before") or {}).get("load_average_1min")
+            if load is not None and cores and load > cores:
+                loads[device] = max(loads.get(device, (0.0, 0)), (load, cores))
+            for name, setting in block.settings.items():
+                if setting.observed is not None and setting.observed != setting.requested:
+                    key = (device, name, _plainly(setting.requested), _plainly(setting.observed))
+                    refused[key] = refused.get(key, 0) + 1
+    return [
+        *(
+            f"{device} was busy: a load average of up to {load:.1f} on {units.counted(cores, 'core')} before "
+            "a block. Times may be longer, and spread wider, than on an idle device."
+            for device, (load, cores) in loads.items()
+        ),
+        *(
+            f"{device} did not take a setting: {name} was asked as {requested} and read back as {observed} "
+            f"in {units.counted(count, 'block')}."
+            for (device, name, requested, observed), count in refused.items()
+        ),
+    ]
+
+
+def _plainly(value: float | str) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else value
 
 
 def _writer(row: Row, name: str) -> Callable[[float], str]:

@@ -53,8 +53,9 @@ def render(run: Run) -> str:
         devices=_devices(ranking.rank(run), records),
         columns=COLUMNS,
         notes=_wording.notes(all_rows),
+        cautions=_wording.cautions(run.records),
         plan=facts.plan(run.info.plan),
-        request=facts.pairs(run.info.request),
+        request=facts.request(run.info.request),
         host=facts.pairs(run.info.host),
         versions=facts.versions(run.records),
         settings=facts.settings(run.records),
@@ -74,6 +75,7 @@ def _devices(groups: Sequence[Ranking], records: Mapping[Cell, Record]) -> list[
         {
             "name": device,
             "facts": _device_facts(device, records),
+            "conditions": facts.conditions(r for cell, r in records.items() if cell.device == device),
             "models": [_model(model, of_model, records) for model, of_model in models.items()],
         }
         for device, models in by_device.items()
@@ -111,10 +113,10 @@ def _answer(group: Ranking) -> dict[str, Any]:
     cards = []
     if group.fastest:
         same = group.accurate is group.fastest
-        title = f"Fastest, and within {_loss(group)}" if same else "Fastest"
+        title = f"Fastest, and measured within {_loss(group)}" if same else "Fastest"
         cards.append(_card(title, group.fastest, group))
     if group.accurate and group.accurate is not group.fastest:
-        cards.append(_card(f"Fastest within {_loss(group)}", group.accurate, group))
+        cards.append(_card(f"Fastest measured within {_loss(group)}", group.accurate, group))
     return {"threads": group.threads, "cards": cards, "sentences": group.sentences}
 
 
@@ -229,13 +231,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["style"] = markupsafe.Markup((_PAGE / "report.css").read_text(encoding="utf-8"))
-    environment.globals["script"] = markupsafe.Markup((_PAGE / "report.js").read_text(encoding="utf-8"))
+    for name, file in (("style", "page.css"), ("plots", "plots.js"), ("page", "page.js")):
+        environment.globals[name] = markupsafe.Markup((_PAGE / file).read_text(encoding="utf-8"))
     environment.filters["inline_script"] = _inline_script
     environment.filters["readable"] = facts.readable
     environment.filters["text"] = facts.text
     environment.filters["count"] = units.count
-    return environment.get_template("report.html.j2")
+    return environment.get_template("page.html.j2")
 
 
 def _inline_script(source: str) -> str:

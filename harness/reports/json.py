@@ -11,6 +11,7 @@ from harness.core.codec import dumps, to_json
 from harness.core.types import Run
 from harness.metrics import Row
 from harness.ranking import Ranking
+from harness.reports import _wording
 
 SUFFIX = ".json"
 
@@ -22,7 +23,8 @@ SCHEMA = 1
 
 def render(run: Run) -> str:
     """
-    One JSON object: ``schema``, ``run`` (run.json as it is), ``rows``, ``rankings``, ``summary``.
+    One JSON object: ``schema``, ``run`` (run.json as it is), ``rows``, ``rankings``, ``cautions``,
+    ``summary``.
 
     Each row has ``cell_id`` (the record's name in the run's folder), the cell, its status and reason, and
     ``metrics``: name -> {value, unit, low, high, spread, n, samples, reason}.
@@ -34,6 +36,7 @@ def render(run: Run) -> str:
             "run": run.info,
             "rows": [_row(r) for r in rows],
             "rankings": [_ranking(group) for group in ranking.rank(run)],
+            "cautions": _wording.cautions(run.records),
             "measured": sum(r.status == "measured" for r in rows),
             "cells": len(rows),
             "summary": metrics.coverage(rows),

@@ -42,6 +42,7 @@ def render(run: Run) -> str:
     for group in ranking.rank(run):
         lines += _section(group)
     all_rows = metrics.rows(run)
+    lines += [f"- **{_text(caution)}**" for caution in _wording.cautions(run.records)]
     lines += [f"- {_text(note)}" for note in _wording.notes(all_rows)]
     return "\n".join([*lines, "", f"**{metrics.coverage(all_rows)}**", ""])
 

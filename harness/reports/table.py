@@ -42,6 +42,8 @@ def render(run: Run, *, width: int = WIDTH, color: bool = False) -> str:
         left_out |= dict.fromkeys(_print_group(console, group))
     console.print()
     all_rows = metrics.rows(run)
+    for caution in _wording.cautions(run.records):
+        _say(console, caution, "yellow")
     for note in _wording.notes(all_rows):
         _say(console, note, "dim")
     if left_out:

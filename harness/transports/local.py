@@ -1,7 +1,8 @@
-"""This machine: the agent is a subprocess, files are hard links or copies in a folder of its own."""
+"""This machine as a device: files are copied into a folder of its own, agents are child processes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -11,7 +12,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,6 +23,7 @@ from harness.core.places import cache_dir
 from harness.core.types import Device
 
 ERROR_BYTES = 4000  # how much of a process's standard error is kept
+LINE_BYTES = 1 << 20  # a longer line comes in pieces, none of which is an event
 
 
 class Options(BaseModel):
@@ -40,11 +41,17 @@ def connect(device: Device) -> Local:
     workdir = Path(options.workdir or cache_dir() / "device").expanduser().resolve()
     python = shutil.which(options.python or sys.executable)
     if python is None:
-        raise DeviceError(f"{device.name}: there is no interpreter {options.python or sys.executable!r}.")
+        raise DeviceError(
+            f"{device.name}: there is no interpreter {options.python or sys.executable!r}.",
+            hint=f"Set python of {device.name} to one that exists, or leave it out.",
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DeviceError(f"{device.name}: the folder {workdir} cannot be made: {error.strerror}.") from error
+        raise DeviceError(
+            f"{device.name}: the folder {workdir} cannot be made: {error.strerror}.",
+            hint=f"Set workdir of {device.name} to a folder that can be written.",
+        ) from error
     return Local(workdir=workdir, python=python)
 
 
@@ -56,28 +63,38 @@ class Local:
     python: str
 
     def push(self, source: Path, name: str) -> str:
-        """Hard-link or copy *source* as *name*; a file with the same content is left as it is."""
+        """
+        Copy *source* to *name*, unless the same content is there.
+
+        A copy and no link: a file that its owner rewrites during a run must not change under the agent.
+        """
         target = self.workdir / name
-        if target.exists() and _sha256(target) == _sha256(source):
-            return str(target)
-        with tempfile.TemporaryDirectory(dir=self.workdir, prefix=".push-") as folder:
-            beside = Path(folder, "file")
-            try:
-                os.link(source, beside)
-            except OSError:  # another file system, or links are not allowed
+        try:
+            wanted = _sha256(source)
+            if target.is_file() and _sha256(target) == wanted:
+                return str(target)
+            with tempfile.TemporaryDirectory(dir=self.workdir, prefix=".push-") as folder:
+                beside = Path(folder, "file")
                 shutil.copyfile(source, beside)
-            if _sha256(beside) != _sha256(source):
-                raise DeviceError(f"{target} does not have the content of {source} after the copy.")
-            beside.replace(target)
+                if _sha256(beside) != wanted:
+                    raise DeviceError(f"{source} changed while it was copied to {target}.")
+                beside.replace(target)
+        except OSError as error:
+            raise DeviceError(f"{source} cannot be copied to {target}: {error.strerror}.") from error
         return str(target)
 
     def pull(self, name: str, target: Path) -> None:
         """Copy *name* out of the work folder."""
-        shutil.copyfile(self.workdir / name, target)
+        try:
+            shutil.copyfile(self.workdir / name, target)
+        except OSError as error:
+            raise DeviceError(
+                f"{self.workdir / name} cannot be copied to {target}: {error.strerror}."
+            ) from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def stream(self, argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> Iterator[Process]:
-        """Run *argv* in a process group of its own, which ends with the context or its time."""
+        """Run *argv* in a process group of its own, which ends with the context or when its time is over."""
         with tempfile.TemporaryFile() as errors:
             try:
                 child = subprocess.Popen(
@@ -87,77 +104,78 @@ class Local:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=errors,
-                    text=True,
-                    encoding="utf-8",
-                    errors="replace",
                     start_new_session=True,  # Ctrl-C is for the harness, which then ends this group
                 )
             except OSError as error:
                 raise DeviceError(f"{argv[0]} cannot be started: {error.strerror}.") from error
-            with child, _ended(child), Process.watched(child, errors, timeout_s) as process:
+            process = Process(child, errors)
+            watchdog = threading.Timer(timeout_s, process.time_is_over)
+            watchdog.daemon = True
+            watchdog.start()
+            try:
                 yield process
+            finally:
+                watchdog.cancel()
+                watchdog.join()
+                _end_group(child)
+                child.wait()
+                if child.stdout is not None:
+                    child.stdout.close()
 
     def close(self) -> None:
         """Nothing stays open between processes."""
 
 
 class Process:
-    """The Stream of one local process."""
+    """The Stream of one child process; it is not reaped before its context ends."""
 
-    def __init__(self, child: subprocess.Popen[str], errors: IO[bytes]) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         self._child = child
         self._errors = errors
-        self.timed_out = False
-
-    @classmethod
-    @contextmanager
-    def watched(cls, child: subprocess.Popen[str], errors: IO[bytes], timeout_s: float) -> Iterator[Process]:
-        """The process, killed when *timeout_s* is over."""
-        process = cls(child, errors)
-        timer = threading.Timer(timeout_s, process._time_is_over)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield process
-        finally:
-            timer.cancel()
+        self._late = threading.Event()
 
     def __iter__(self) -> Iterator[str]:
         """The lines; ends when the process has ended."""
-        assert self._child.stdout is not None
-        for line in self._child.stdout:
-            yield line.rstrip("\n")
-        self._child.wait()
+        if self._child.stdout is not None:
+            while line := self._child.stdout.readline(LINE_BYTES):
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+        _state(self._child, os.WEXITED)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the watchdog ended it."""
+        return self._late.is_set()
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code; None when it timed out or still runs."""
-        return None if self.timed_out else self._child.poll()
+        """The exit code, -N for signal N; None when it timed out or still runs."""
+        state = _state(self._child, os.WEXITED | os.WNOHANG)
+        if state is None or self.timed_out:
+            return None
+        return state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
 
     @property
     def errors(self) -> str:
         """The end of its standard error."""
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - ERROR_BYTES))
-        return self._errors.read().decode("utf-8", "replace").strip()
+        handle = self._errors.fileno()
+        begin = max(0, os.fstat(handle).st_size - ERROR_BYTES)
+        return os.pread(handle, ERROR_BYTES, begin).decode("utf-8", "replace").strip()
 
-    def _time_is_over(self) -> None:
-        if self._child.poll() is None:
-            self.timed_out = True
-            _kill(self._child)
-
-
-@contextmanager
-def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        _kill(child)
+    def time_is_over(self) -> None:
+        """End it, if it has not ended."""
+        if _state(self._child, os.WEXITED | os.WNOHANG) is None:
+            self._late.set()
+        _end_group(self._child)
 
 
-def _kill(child: subprocess.Popen[str]) -> None:
-    """End the process group of *child*, unless it was waited for: its number may be another's then."""
-    if child.poll() is None:
+def _state(child: subprocess.Popen[bytes], options: int) -> os.waitid_result | None:
+    """How a child ended. WNOWAIT leaves it a zombie, so that its number is nobody else's until the end."""
+    return os.waitid(os.P_PID, child.pid, options | os.WNOWAIT)
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a child that is not reaped yet, and every process that it left behind in its group."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,11 +119,14 @@ def test_a_device_that_never_answers_gives_every_cell_its_reason(
     folder: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def closed(device: Device) -> object:  # type: ignore[misc]
-        raise DeviceError(f"{device.name} is off.")
-        yield
+    def closed(device: Device) -> Iterator[None]:
+        yield from _off(device)
 
     monkeypatch.setattr(measuring, "open_session", closed)
     records = [fakes.record(name) for name in fakes.RECIPES]
     assert {r.reason for r in measuring.measure(LOCAL, records, folder, fakes.Lines())} == {"local is off."}
     assert len(folder.read().records) == 3
+
+
+def _off(device: Device) -> Iterator[None]:
+    raise DeviceError(f"{device.name} is off.")

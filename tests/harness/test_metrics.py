@@ -181,6 +181,14 @@ def test_a_score_of_one_seed_has_wilsons_interval() -> None:
     assert score.high == pytest.approx(centre + half, rel=1e-9)
 
 
+def test_a_share_that_went_through_a_float32_still_has_its_interval() -> None:
+    made = records.artifact(scores=(float(np.float32(449 / 450)),))
+    score = metrics.row(records.record(made=made)).score
+    exact = metrics.row(records.record(made=records.artifact(scores=(449 / 450,)))).score
+    assert (score.low, score.high) == (exact.low, exact.high)
+    assert score.low is not None
+
+
 def test_a_single_score_that_is_no_share_has_no_interval_and_says_so() -> None:
     made = records.artifact(score=Score(metric="psnr_db", values=(31.5,), seeds=(0,), samples=100))
     score = metrics.row(records.record(made=made)).score

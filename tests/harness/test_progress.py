@@ -13,7 +13,7 @@ from harness.core.types import Progress
 
 def test_a_stage_is_printed_when_it_starts_and_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """All at one moment of a stopped clock, so nothing in between is due."""
-    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr("harness.progress.time.monotonic", lambda: 100.0)
     out = io.StringIO()
     lines = progress._Lines(Console(file=out, width=200))
     for done in range(31):
@@ -23,10 +23,10 @@ def test_a_stage_is_printed_when_it_starts_and_when_it_ends(monkeypatch: pytest.
 
 def test_a_slow_stage_is_printed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr("harness.progress.time.monotonic", lambda: 100.0)
     lines = progress._Lines(Console(file=out, width=200))
     for now in (100.0, 104.0, 112.0):
-        monkeypatch.setattr(progress.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr("harness.progress.time.monotonic", lambda now=now: now)
         lines(Progress(stage="train", done=int(now), total=300))
     assert [line.split("] ")[1] for line in out.getvalue().splitlines()] == ["train 100/300", "train 112/300"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from harness import ranking
-from harness.core.types import FormatName, Record, Step
+from harness.core.types import FormatName, Record, Score, Step
 from harness.metrics import Row
 from tests import records
 
@@ -105,6 +105,44 @@ def test_a_loss_of_exactly_the_limit_is_within_it() -> None:
     (group,) = ranking.rank(records.run(rows), score_loss=0.02)
     assert group.accurate is not None
     assert group.accurate.cell.recipe == "int8"
+
+
+def seeded(recipe: str, factor: float, rights: tuple[int, ...]) -> Record:
+    whole = scaled(factor, recipe)
+    assert whole.artifact is not None
+    score = Score(
+        metric="accuracy", values=tuple(r / 450 for r in rights), seeds=tuple(range(len(rights))), samples=450
+    )
+    return replace(whole, artifact=replace(whole.artifact, score=score))
+
+
+def test_one_seed_is_said_to_be_too_few_to_settle_half_a_point() -> None:
+    """445 of 450: Wilson's interval is 97.4 to 99.5 %, two points wide."""
+    group = only(scaled(2, "fp32", right=446), scaled(1, "int8", right=445))
+    (doubt,) = [s for s in group.sentences if "settle" in s]
+    assert doubt.startswith("But 450 samples and one seed know that accuracy as 97.4–99.5 % only")
+
+
+def test_a_loss_is_told_over_the_seeds_that_both_have_and_in_pairs() -> None:
+    """
+    Losses of 1, 2 and 1 samples: mean 4/3, s = 0.577, half = 4.303 s / sqrt(3) = 1.434 samples of 450.
+
+    The scores themselves vary by far more from seed to seed, which pairs by seed take out.
+    """
+    group = only(seeded("fp32", 2, (448, 430, 440)), seeded("int8", 1, (447, 428, 439)))
+    assert "Over 3 seeds its loss is 0.3 points (95 % interval -0.02 to 0.62)" in " ".join(group.sentences)
+    assert any("does not settle 0.5 points" in s for s in group.sentences)
+
+
+def test_a_loss_whose_interval_is_within_the_limit_is_not_doubted() -> None:
+    group = only(seeded("fp32", 2, (448, 447, 446, 445)), seeded("int8", 1, (447, 446, 446, 444)))
+    (said,) = [s for s in group.sentences if "Over 4 seeds" in s]
+    assert "settle" not in said
+
+
+def test_equal_scores_leave_no_doubt_to_tell() -> None:
+    group = only(scaled(2, "fp32", right=446), scaled(1, "int8", right=446))
+    assert not [s for s in group.sentences if "settle" in s or "Over" in s]
 
 
 def test_the_front_holds_whom_nobody_beats() -> None:

@@ -40,37 +40,48 @@ def text(name: str, value: Any) -> str:
 
 
 def _number(name: str, value: float) -> str:
+    if name.endswith("_hz"):
+        return f"{value / 1e6:.0f} MHz"
+    if name.endswith("_c"):
+        return f"{value:.1f} °C"
     if name.endswith("_bytes"):
         return units.size(value)
     if name.endswith("_ns"):
         return units.duration(value)
     if name.endswith("_s"):
         return f"{value:g} s"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def readable(name: str) -> str:
     """``memory_total_bytes`` as ``memory total``."""
-    for unit in ("_bytes", "_ns", "_s", "_utc"):
+    for unit in ("_bytes", "_ns", "_s", "_utc", "_hz", "_c"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
 
 
 def pairs(facts: Mapping[str, Any]) -> Pairs:
-    """Facts by name, with their units; one level of nesting is unfolded."""
+    """Facts by name, with their units; one level of nesting is unfolded, an absent fact has its reason."""
     lines: Pairs = []
-    for name in sorted(facts):
+    reasons = facts.get("reasons", {})
+    for name in sorted(facts.keys() - {"reasons"}):
         value = facts[name]
         if isinstance(value, Mapping) and value:
             lines += [(f"{readable(name)}: {key}", text(key, value[key])) for key in sorted(value)]
         else:
-            lines.append((readable(name), text(name, value)))
+            why = f": {reasons[name]}" if value is None and name in reasons else ""
+            lines.append((readable(name), text(name, value) + why))
     return lines
 
 
 def plan(settings: Plan) -> Pairs:
     """How cells were measured."""
     return [(readable(f.name), text(f.name, getattr(settings, f.name))) for f in fields(settings)]
+
+
+def request(asked: Mapping[str, Any]) -> Pairs:
+    """The options that were given; the plan has a table of its own."""
+    return pairs({name: value for name, value in asked.items() if name != "plan" and value not in (None, [])})
 
 
 def headline(device: Mapping[str, Any]) -> str:
@@ -114,6 +125,35 @@ def _agrees(setting: Setting) -> bool | None:
     return None if setting.observed is None else setting.observed == setting.requested
 
 
+def conditions(records: Iterable[Record]) -> Pairs:
+    """The device's state before and after every block: smallest to largest, or why it is not known."""
+    numbers: dict[str, list[float]] = {}
+    reasons: dict[str, str] = {}
+    for record in records:
+        for block in record.blocks:
+            for moment in ("state_before", "state_after"):
+                state = block.facts.get(moment) or {}
+                for name, value in state.items():
+                    numbers.setdefault(name, []).extend(_numbers(value))
+                    if value is None:
+                        reasons[name] = str(state.get(f"{name}_reason", "not said"))
+    lines: Pairs = []
+    for name in sorted(name for name in numbers if not name.endswith("_reason")):
+        found = numbers[name]
+        why = f"not known: {reasons[name]}" if name in reasons else "none"
+        ends = list(dict.fromkeys(text(name, end) for end in (min(found), max(found)))) if found else []
+        lines.append((readable(name), units.joined(*ends) if len(ends) == 2 else ends[0] if ends else why))
+    return lines
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, Mapping):
+        return [number for inner in value.values() for number in _numbers(inner)]
+    if isinstance(value, (list, tuple)):
+        return [number for inner in value for number in _numbers(inner)]
+    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+
 def versions(records: Sequence[Record]) -> Pairs:
     """What exported and what ran, with versions; several versions of one thing are all named."""
     found: dict[str, dict[str, None]] = {}
@@ -136,6 +176,12 @@ def steps(records: Sequence[Record]) -> list[tuple[str, list[Any]]]:
     return list(found.items())
 
 
+def _device_check(record: Record) -> str:
+    checks = [block.facts.get("check") for block in record.blocks]
+    found = [check["sqnr_db"] for check in checks if isinstance(check, Mapping) and "sqnr_db" in check]
+    return f"{min(found):.1f} dB" if found else "–"
+
+
 def proofs(records: Sequence[Record]) -> list[dict[str, str]]:
     """Per cell: which file it was, how near its outputs are to the model's, and what ran it."""
     lines = []
@@ -152,6 +198,7 @@ def proofs(records: Sequence[Record]) -> list[dict[str, str]]:
                 "bytes": f"{made.bytes:,}" if made else "–",
                 "sha256": made.sha256 if made else "–",
                 "sqnr": f"{parity.sqnr_db:.1f} dB" if parity else "–",
+                "device": _device_check(record),
                 "top1": units.percent(agreement) if agreement is not None else "–",
                 "why": (made.parity_reason or "") if made and not parity else "",
                 "macs": units.count(made.macs) if made and made.macs is not None else "–",

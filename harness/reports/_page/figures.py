@@ -45,6 +45,7 @@ def _cell(row: Row, record: Record | None, groups: Sequence[Ranking], several: b
         "runtime": RUNTIMES[row.cell.format],
         "threads": row.cell.threads,
         "label": f"{row.cell.recipe} {SUFFIXES[row.cell.format]}{threads}",
+        "short_label": f"{row.cell.recipe} {SUFFIXES[row.cell.format]}" + f" t{row.cell.threads}" * several,
         "file_label": f"{row.cell.recipe} {SUFFIXES[row.cell.format]}",
         "timed": timed,
         "front": any(row is r for group in groups for r in group.front),
@@ -75,6 +76,7 @@ def _distribution(record: Record) -> dict[str, Any]:
     """The box and the curve of all values of the cell, and one point per block."""
     values = [v for block in record.blocks for v in block.values_ns]
     medians = metrics.block_medians(record)
+    middle = statistics.median(medians.values())
     return {
         "count": len(values),
         "box": metrics.quantiles(values, _BOX),
@@ -84,6 +86,7 @@ def _distribution(record: Record) -> dict[str, Any]:
                 "index": b.index,
                 "started_utc": b.started_utc,
                 "median_ns": medians[b.index],
+                "shift_percent": (medians[b.index] / middle - 1) * 100 if middle > 0 else 0.0,
                 "text": units.duration(medians[b.index]),
                 "count": len(b.values_ns),
             }

@@ -1,0 +1,71 @@
+"""The shortest honest loop over a Python runtime, without a line of edgebench: prints its median in ns."""
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+
+def onnx(path: str, threads: int) -> Callable[[], object]:
+    """One onnxruntime session, input and output bound."""
+    import numpy as np
+    import onnxruntime as ort
+
+    ort.disable_telemetry_events()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = ort.InferenceSession(path, options)
+    given = session.get_inputs()[0]
+    binding = session.io_binding()
+    binding.bind_cpu_input(given.name, np.random.default_rng(0).standard_normal(given.shape, np.float32))
+    binding.bind_output(session.get_outputs()[0].name)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def onnx_run(path: str, threads: int) -> Callable[[], object]:
+    """The same by Session.run, which converts arrays in every call."""
+    import numpy as np
+    import onnxruntime as ort
+
+    ort.disable_telemetry_events()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = ort.InferenceSession(path, options)
+    given = session.get_inputs()[0]
+    feed = {given.name: np.random.default_rng(0).standard_normal(given.shape, np.float32)}
+    return lambda: session.run(None, feed)
+
+
+def tflite(path: str, threads: int) -> Callable[[], object]:
+    """LiteRT's interpreter."""
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path, num_threads=threads)
+    interpreter.allocate_tensors()
+    given = interpreter.get_input_details()[0]
+    values = np.random.default_rng(0).standard_normal(given["shape"], np.float32)
+    interpreter.set_tensor(given["index"], values)
+    invoke: Callable[[], object] = interpreter.invoke
+    return invoke
+
+
+def main(runtime: str, path: str, threads: str, warmup_s: str, seconds: str) -> None:
+    """Warm up, then time every call for that long."""
+    run = {"onnx": onnx, "onnx_run": onnx_run, "tflite": tflite}[runtime](path, int(threads))
+    end = time.perf_counter() + float(warmup_s)
+    while time.perf_counter() < end:
+        run()
+    times = []
+    end = time.perf_counter() + float(seconds)
+    while time.perf_counter() < end:
+        begin = time.perf_counter_ns()
+        run()
+        times.append(time.perf_counter_ns() - begin)
+    print(median(times))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
