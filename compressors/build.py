@@ -26,6 +26,7 @@ def build(
     found = lookup(request, cache_root)
     if found is not None:
         return found
+    cache.require_writable(cache_root)
     try:
         from compressors import produce
     except ModuleNotFoundError as error:
@@ -55,5 +56,7 @@ def open_file(path: Path, cache_root: Path, inputs: Path | None, seed: int = 0) 
     Raises UsageError if the file or the inputs cannot be used.
     """
     from compressors import opened
+
+    cache.require_writable(cache_root)
 
     return opened.open_file(path, cache_root, inputs, seed)

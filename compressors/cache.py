@@ -15,7 +15,7 @@ from pathlib import Path
 
 from compressors import source
 from harness.core import codec, plugins
-from harness.core.errors import EdgebenchError
+from harness.core.errors import EdgebenchError, UsageError
 from harness.core.types import SUFFIXES, Artifact, Failure, FormatName, Recipe, Status, digest
 
 #: Failures that the same inputs give again; others are worth another try.
@@ -66,6 +66,17 @@ def artifact_key(last_step: str, format: FormatName) -> str:
 def folder(root: Path, kind: str, key: str) -> Path:
     """Where the entry *key* of *kind* (``steps``, ``files``, ``opened``) is or will be."""
     return root / kind / key[:32]
+
+
+def require_writable(root: Path) -> None:
+    """Refuse a cache folder that cannot be made or written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise UsageError(
+            f"The cache folder {root} cannot be written: {error.strerror}.", hint="Choose another folder."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -49,11 +49,12 @@ def unsupported(what: str, operators: list[str]) -> CellError:
 
 
 @contextlib.contextmanager
-def explained(what: str, package: str) -> Iterator[None]:
+def explained(what: str, package: str, *, did: str = "export") -> Iterator[None]:
     """
     Turn whatever the block raises into a CellError: unsupported_op with the operator, or export_failed.
 
-    *what* is the exporter for people, *package* the Python package that it needs.
+    *what* is the exporter or runtime for people, *package* the Python package that it needs, *did* what
+    it was doing to the model.
     """
     try:
         yield
@@ -69,7 +70,7 @@ def explained(what: str, package: str) -> Iterator[None]:
                 raise unsupported(what, operators) from error
         root = list(_chain(error))[-1]
         raise CellError(
-            "export_failed", f"{what} could not export the model: {first_sentence(root)}."
+            "export_failed", f"{what} could not {did} the model: {first_sentence(root)}."
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 
 def with_unsigned_activations(model: Any) -> Any:
@@ -70,4 +70,10 @@ def bare(model: Any) -> Any:
     for value in (*graph.input, *graph.output, *graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
+    return model
+
+
+def for_old_runtimes(model: Any) -> Any:
+    """*model*, changed in place, with the lowest file version that its operators need."""
+    model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
     return model

@@ -130,12 +130,13 @@ def _export(
     request, path = built.request, folder / cache.file_name(built.request, format)
     module.export(built.state, built.task.example_inputs(), path)
     report(Progress(stage=f"verify {format}"))
-    with exporting.explained(module.RUNTIME, format):
+    with exporting.explained(module.RUNTIME, format, did="run"):
         inputs, outputs = module.signature(path)
         found = list(module.outputs(path, built.samples))
     measured = parity.compare(built.reference, found, classifier=built.classifier)
     parity.require(measured, built.bound, runtime=module.RUNTIME)
-    scored = score.of_file(functools.partial(module.outputs, path), built.task)
+    with exporting.explained(module.RUNTIME, format, did="run"):
+        scored = score.of_file(functools.partial(module.outputs, path), built.task)
     check.write(folder / check.NAME, built.samples, found)
     return Artifact(
         path=path.name,

@@ -26,7 +26,7 @@ _CHATTER = re.compile(
 #: Python warnings of the same kind, by category and start of message.
 _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
-    (DeprecationWarning, ""),
+    (DeprecationWarning, ""),  # between libraries; Python hides them outside of tests, too
 )
 
 

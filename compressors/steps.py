@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from compressors import cache, contract, rebuild, score
+from compressors import cache, contract, exporting, rebuild, score
 from compressors.cache import BuildRequest
 from compressors.options import option_error
 from compressors.state import Context, State
@@ -22,6 +23,8 @@ from compressors.training import deterministic, fit, tidy
 from harness.core import codec, plugins
 from harness.core.errors import CellError, EdgebenchError, UsageError
 from harness.core.types import Progress, Recipe, Step, StepReport
+
+logger = logging.getLogger(__name__)
 
 PASSES = "compressors.passes"
 Report = Callable[[Progress], None]
@@ -99,11 +102,16 @@ def _apply(
         after: State = plugins.load(PASSES, step.name).apply(state, options, context)
     except CellError as error:
         raise CellError(error.status, f"{where}: {error.message}", hint=error.hint) from error
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
     except ModuleNotFoundError as error:
         missing = plugins.missing_package((error.name or "").split(".")[0], needed_by=step.name)
         raise CellError("build_failed", missing.message, hint=missing.hint) from error
-    except UsageError as error:
-        raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
+    except EdgebenchError:
+        raise
+    except Exception as error:
+        logger.debug("%s failed", where, exc_info=error)
+        raise CellError("build_failed", f"{where} failed: {exporting.first_sentence(error)}.") from error
     contract.require(after, context.task, where, before=state)
     wall_s = time.monotonic() - started
     note = after.note or ("" if contract.changed(state, after) else "changed nothing")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     Sample = tuple[NDArray[Any], ...]
 
 RUNTIME = "ONNX Runtime"
-OPSET = 20
+#: Old enough for the runtimes on devices (ONNX Runtime 1.14 and later), new enough for every layer.
+OPSET = 18
 
 
 def versions() -> dict[str, str]:
@@ -39,7 +40,8 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
             state.reference, example_inputs, dynamo=True, opset_version=OPSET, verbose=False
         )
         assert program is not None
-        model = onnx_graph.bare(onnx_graph.with_unsigned_activations(program.model_proto))
+        model = onnx_graph.with_unsigned_activations(program.model_proto)
+        model = onnx_graph.for_old_runtimes(onnx_graph.bare(model))
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
 

@@ -193,6 +193,45 @@ def test_missing_operator_is_a_stored_failure_that_names_it(tmp_path: Path) -> N
     assert lookup(wanted, tmp_path) == results
 
 
+def test_missing_exporter_is_a_failure_that_names_the_install_command(
+    built: Built, cache: Path, tmp_path: Path
+) -> None:
+    """The other formats go on."""
+    shutil.copytree(cache / "steps", tmp_path / "steps")
+    code = (
+        "import sys, pathlib\n"
+        "sys.modules['executorch'] = None  # as if it was not there\n"
+        "from compressors.build import build\n"
+        "from tests.compressors.conftest import RECIPES, ignore, request\n"
+        "found = build(request(RECIPES['fp32']), pathlib.Path(sys.argv[1]), ignore)\n"
+        "print(*(getattr(found[f], 'reason', f) for f in found), sep='\\n')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    failure, *others = done.stdout.splitlines()
+    assert "pip install 'edgebench[executorch]'" in failure
+    assert others == ["onnx", "tflite"]
+
+
+def test_cache_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cache folder .*file/cache cannot be written: Not a directory"):
+        build(request(RECIPES["fp32"]), tmp_path / "file" / "cache", ignore)
+
+
+BRANCHING = UNSUPPORTED.replace("return torch.special.bessel_j0(x)", "return x if x.sum() > 0 else -x")
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+def test_model_that_branches_on_values_is_told_so(tmp_path: Path, recipe: str) -> None:
+    task = tmp_path / "branching.py"
+    task.write_text(BRANCHING)
+    for failure in build(request(RECIPES[recipe], task), tmp_path, ignore).values():
+        assert isinstance(failure, Failure)
+        assert "its control flow depends on the values of a tensor" in failure.reason
+
+
 def test_diverging_training_fails_and_is_not_stored(tmp_path: Path) -> None:
     task = tmp_path / "wild.py"
     task.write_text(TINY.read_text().replace('"lr": 0.01', '"lr": 10, "optimiser": "sgd"'))
