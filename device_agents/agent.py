@@ -242,12 +242,12 @@ def timed_load(wire, load, args, tensors):
     try:
         model = load(args["model"], args["backend"], args["threads"], tensors)
     except Exception as error:  # each runtime raises classes of its own
-        text = str(error)
-        ops = sorted({next(filter(None, found)) for found in MISSING_OP.findall(text)})
+        ops = sorted({next(filter(None, found)) for found in MISSING_OP.findall(str(error))})
         if ops:
             text = "{} lacks the operator {}.".format(ENGINES[args["format"]][0], ", ".join(ops))
             raise Failure("unsupported_op", text) from error
-        raise Failure("out_of_memory" if NO_MEMORY.search(repr(error)) else "load_failed", text) from error
+        kind = "out_of_memory" if NO_MEMORY.search(repr(error)) else "load_failed"
+        raise Failure(kind, str(error)) from error
     wire.send("span", name="load", ns=clock_ns() - begin)
     return model
 
@@ -267,8 +267,7 @@ def repeat(calls, min_iterations, min_time_s):
         run()
         now = clock_ns()
         ns.append(now - before)  # here, where nothing is timed
-    wall, cpu = now - begin, time.process_time_ns() - cpu
-    return ns, wall, cpu
+    return ns, now - begin, time.process_time_ns() - cpu
 
 
 def check(wire, set_inputs, pairs, min_sqnr_db):
@@ -337,13 +336,14 @@ def state():
     usage = resource.getrusage(resource.RUSAGE_SELF)  # sums all threads; its ru_maxrss is of no use
     found = {"major_faults": usage.ru_majflt, "involuntary_switches": usage.ru_nivcsw}
     found["swap_bytes"] = int(table("/proc/self/status")["VmSwap"].split()[0]) * 1024
-    found["load_average_1min"] = os.getloadavg()[0]
+    found.update(load_average_1min=os.getloadavg()[0], clock_s=time.monotonic(), cpu_s=time.process_time())
+    ticks = [int(word) / os.sysconf("SC_CLK_TCK") for word in read("/proc/stat").split("\n")[0].split()[1:9]]
+    found["all_cpu_s"] = sum(ticks) - sum(ticks[3:5]) if ticks else None  # 3, 4: idle, waiting
     for name, (pattern, factor) in STATE.items():
         texts = {key: text for key, text in files(pattern).items() if text.lstrip("-").isdigit()}
         found[name] = {key: int(text) * factor for key, text in texts.items()} or None
-        if found[name] is None:
-            found[name + "_reason"] = "no " + pattern
-    return found
+    absent = {k + "_reason": "no " + STATE.get(k, ["/proc/stat"])[0] for k, v in found.items() if v is None}
+    return {**found, **absent}
 
 
 def probe(wire):

@@ -115,16 +115,20 @@ def latency_block(
         facts={
             "check": {"sqnr_db": 141.2 - index, "max_abs": 1.2e-6, "sets": 4},
             "oom_kills": 0,
-            "state_before": _state(0.3 + 0.1 * index),
-            "state_after": _state(0.4 + 0.1 * index),
+            "state_before": state(0.3 + 0.1 * index),
+            "state_after": state(0.4 + 0.1 * index, clock_s=1.0, others_s=0.1),
         },
     )
     return replace(block, **changes)
 
 
-def _state(load: float) -> dict[str, Any]:
+def state(load: float, *, clock_s: float = 0.0, others_s: float = 0.0) -> dict[str, Any]:
+    """A state fact: this process was busy all the time, others for *others_s* CPU seconds."""
     return {
         "load_average_1min": load,
+        "clock_s": 100.0 + clock_s,
+        "cpu_s": clock_s,
+        "all_cpu_s": 5000.0 + clock_s + others_s,
         "swap_bytes": 0,
         "temperatures_c": None,
         "temperatures_c_reason": "no /sys/class/thermal/thermal_zone*/temp",

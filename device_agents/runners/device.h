@@ -107,6 +107,22 @@ inline void send_mark(const Wire& wire, const char* name) {
   wire.fact("clear_refs", file ? "true" : "", "not permitted: peaks count from the start of the process");
 }
 
+/// Seconds that all CPUs together were busy since boot: JSON, or null where /proc/stat cannot be read.
+inline std::string all_cpu_s() {
+  std::istringstream words(read_file("/proc/stat"));
+  std::string name;
+  double ticks = 0, sum = 0;
+  words >> name;
+  for (int i = 0; i < 8 && words >> ticks; ++i) sum += i == 3 || i == 4 ? 0 : ticks;  // idle, waiting
+  return name == "cpu" ? number(sum / sysconf(_SC_CLK_TCK)) : "null";
+}
+
+inline double seconds_of(clockid_t clock) {
+  timespec now{};
+  clock_gettime(clock, &now);
+  return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
 /// Heat, clocks, load and disturbance now; what is absent is null with a reason beside it.
 inline std::string state() {
   rusage usage{};
@@ -116,7 +132,11 @@ inline std::string state() {
   Wire::Fields found = {{"major_faults", std::to_string(usage.ru_majflt)},
                         {"involuntary_switches", std::to_string(usage.ru_nivcsw)},
                         {"swap_bytes", bytes_of(read_file("/proc/self/status"), "VmSwap")},
-                        {"load_average_1min", number(load)}};
+                        {"load_average_1min", number(load)},
+                        {"clock_s", number(seconds_of(CLOCK_MONOTONIC))},
+                        {"cpu_s", number(seconds_of(CLOCK_PROCESS_CPUTIME_ID))},
+                        {"all_cpu_s", all_cpu_s()}};
+  if (found.back().second == "null") found.push_back({"all_cpu_s_reason", quoted("no /proc/stat")});
   const struct { const char *name, *folder, *prefix, *file; double factor; } sources[] = {
       {"temperatures_c", "/sys/class/thermal/", "thermal_zone", "/temp", 1e-3},
       {"cooling_states", "/sys/class/thermal/", "cooling_device", "/cur_state", 1},

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from harness import ranking
 from harness.compare import Comparison
 from harness.core import units
-from harness.core.types import Record
+from harness.core.types import Block, Record
 from harness.metrics import Metric, Row
 
 ABSENT = "–"
+BUSY_SHARE = 0.1  # of all CPU time: what others may take during a block before it is said
+RESOLVED_S = 0.2  # CPU time is counted in ticks of 10 ms: shorter spans say too little
 
 
 def figure(row: Row, name: str) -> str:
@@ -98,23 +100,25 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def cautions(records: Iterable[Record]) -> list[str]:
     """What a reader must know before the numbers: a busy device, a setting that was not taken."""
-    loads: dict[str, tuple[float, int]] = {}
+    taken: dict[str, tuple[float, int]] = {}
     refused: dict[tuple[str, str, str, str], int] = {}
     for record in records:
-        device, cores = record.cell.device, record.device.get("cpus_allowed") or record.device.get("cores")
+        device = record.cell.device
+        cores = int(record.device.get("cpus_allowed") or record.device.get("cores") or 0)
         for block in record.blocks:
-            load = (block.facts.get("state_before") or {}).get("load_average_1min")
-            if load is not None and cores and load > cores:
-                loads[device] = max(loads.get(device, (0.0, 0)), (load, cores))
+            share = _taken_by_others(block, cores)
+            if share is not None and share > BUSY_SHARE:
+                taken[device] = max(taken.get(device, (0.0, 0)), (share, cores))
             for name, setting in block.settings.items():
                 if setting.observed is not None and setting.observed != setting.requested:
                     key = (device, name, _plainly(setting.requested), _plainly(setting.observed))
                     refused[key] = refused.get(key, 0) + 1
     return [
         *(
-            f"{device} was busy: a load average of up to {load:.1f} on {units.counted(cores, 'core')} before "
-            "a block. Times may be longer, and spread wider, than on an idle device."
-            for device, (load, cores) in loads.items()
+            f"{device} was busy: other processes took up to {units.percent(share, 0)} of its "
+            f"{units.counted(cores, 'core')} during a block. "
+            "Times may be longer, and spread wider, than on an idle device."
+            for device, (share, cores) in taken.items()
         ),
         *(
             f"{device} did not take a setting: {name} was asked as {requested} and read back as {observed} "
@@ -122,6 +126,16 @@ def cautions(records: Iterable[Record]) -> list[str]:
             for (device, name, requested, observed), count in refused.items()
         ),
     ]
+
+
+def _taken_by_others(block: Block, cores: int) -> float | None:
+    """The share of all CPU time from before warm-up to after the loop that other processes used."""
+    before, after = (block.facts.get(name) or {} for name in ("state_before", "state_after"))
+    keys = ("clock_s", "cpu_s", "all_cpu_s")
+    if not cores or any(state.get(key) is None for state in (before, after) for key in keys):
+        return None
+    wall, own, everyone = (after[key] - before[key] for key in keys)
+    return float(max(0.0, everyone - own) / (wall * cores)) if wall >= RESOLVED_S else None
 
 
 def _plainly(value: float | str) -> str:

@@ -141,15 +141,18 @@ def test_json_has_the_run_the_rows_and_the_rankings(run: Run) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "csv"])
 def test_a_busy_device_and_a_refused_setting_are_said_with_the_results(name: str) -> None:
-    """The builder's load averages stay below its two cores, and its settings are taken."""
+    """In the builder's blocks others take 5 % of two cores, and its settings are taken."""
     calm = records.medians(1000, 1100)
-    state = {"load_average_1min": 5.25}
+    state = {
+        "state_before": records.state(0.1),
+        "state_after": records.state(5.0, clock_s=1.0, others_s=0.84),
+    }
     refused = {"threads": Setting(requested=4, observed=1)}
-    blocks = [replace(b, facts={"state_before": state}, settings=refused) for b in calm.blocks]
+    blocks = [replace(b, facts=state, settings=refused) for b in calm.blocks]
     busy = replace(calm, blocks=tuple(blocks))
     assert "busy" not in render(name, records.run([calm]))
     text = " ".join(render(name, records.run([busy])).replace("\\", "").split())
-    assert "local was busy: a load average of up to 5.2 on 2 cores" in text
+    assert "local was busy: other processes took up to 42 % of its 2 cores during a block" in text
     assert "threads was asked as 4 and read back as 1 in 2 blocks" in text
 
 
