@@ -15,10 +15,11 @@ OPERATOR = "Frobnicate"
 
 def make(folder: Path) -> None:
     """
-    Four models in three formats, each with a check file, and one per format with an unknown operator.
+    Five models in three formats, each with a check file, and one per format with an unknown operator.
 
     net: a small convolutional net · wide: one of some milliseconds · mixed: two inputs, three outputs, of
-    float32, int32 and bool · chain: its .pte keeps later values where its input was.
+    float32, int32 and bool · chain: its .pte keeps later values where its input was ·
+    heavy: 8 MiB of weights and next to no work.
     """
     import torch
     from torch import nn
@@ -29,12 +30,15 @@ def make(folder: Path) -> None:
     images = [(torch.randn(1, 1, 10, 10),) for _ in range(SETS)]
     planes = [(torch.randn(1, 3, 48, 48),) for _ in range(SETS)]
     wide(*planes[0])
+    heavy = nn.Linear(512, 4096).eval()
+    rows = [(torch.randn(1, 512),) for _ in range(SETS)]
     pairs = [(torch.randn(2, 3), torch.randint(-9, 9, (2, 3), dtype=torch.int32)) for _ in range(SETS)]
     cases: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
         "net": (net, images),
         "wide": (wide, planes),
         "mixed": (_mixed(), pairs),
         "chain": (_chain(), images),
+        "heavy": (heavy, rows),
     }
     for name, (model, inputs) in cases.items():
         export(model, inputs[0], folder / name, delegate=name != "chain")

@@ -158,14 +158,14 @@ def test_reading_standard_error_does_not_move_what_is_written_next(place: Local)
 
 FAMILY = """
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"])
+child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(20)"])
 print(os.getpid(), child.pid, flush=True)
 {rest}
 """
 
 
 def test_when_its_time_is_over_it_and_its_children_are_ended(place: Local) -> None:
-    argv = python(FAMILY.format(rest="time.sleep(600)"))
+    argv = python(FAMILY.format(rest="time.sleep(20)"))
     with place.stream(argv, env={}, timeout_s=0.7) as stream:
         pids = [int(word) for line in stream for word in line.split()]
         assert stream.timed_out
@@ -183,7 +183,7 @@ def test_a_child_that_holds_the_output_open_does_not_hold_the_host(place: Local)
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_leaving_ends_it_and_its_children(place: Local, error: type[BaseException]) -> None:
-    argv = python(FAMILY.format(rest="time.sleep(600)"))
+    argv = python(FAMILY.format(rest="time.sleep(20)"))
     pids: list[int] = []
 
     def use() -> None:
@@ -199,7 +199,7 @@ def test_leaving_ends_it_and_its_children(place: Local, error: type[BaseExceptio
 
 def test_only_the_process_that_it_started_is_ended(place: Local) -> None:
     """A neighbour from the same transport lives on, and no watchdog is left behind."""
-    sleep = python("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    sleep = python("import os, time; print(os.getpid(), flush=True); time.sleep(20)")
     with place.stream(sleep, env={}, timeout_s=60) as neighbour:
         pid = int(next(iter(neighbour)))
         with place.stream(sleep, env={}, timeout_s=0.3) as stream:
