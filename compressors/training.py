@@ -95,16 +95,20 @@ def fit(
             value = _epoch(
                 module, task, loader, _Work(loss=minimised, optimiser=optimiser, scheduler=scheduler)
             )
-            if not math.isfinite(value):
-                raise CellError(
-                    "build_failed",
-                    f"{stage}: the loss became {value} in epoch {epoch + 1} of {training.epochs}.",
-                    hint=f"Try a smaller learning rate than {training.lr:g}.",
-                )
+            _require_finite(value, stage, epoch, training)
             left_s = (time.monotonic() - started) / (epoch + 1) * (training.epochs - epoch - 1)
             note = f"loss {value:.4f}, {left_s:.0f} s left" if left_s >= 1 else f"loss {value:.4f}"
             report(Progress(stage=stage, done=epoch + 1, total=training.epochs, note=note))
     return tidy(module)
+
+
+def _require_finite(loss: float, stage: str, epoch: int, training: Training) -> None:
+    if not math.isfinite(loss):
+        raise CellError(
+            "build_failed",
+            f"{stage}: the loss became {loss} in epoch {epoch + 1} of {training.epochs}.",
+            hint=f"Try a smaller learning rate than {training.lr:g}.",
+        )
 
 
 def _count(task: Task, loader: Any) -> int:
