@@ -124,15 +124,15 @@ def _array(spec: TensorSpec, random: numpy.random.Generator) -> NDArray[Any]:
 
 
 def from_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Sample:
-    """One input set from a ``.npz`` whose names and dtypes are the model's."""
+    """One input set from a ``.npz`` with the model's names and dtypes; savez(path, a, b) goes by position."""
     try:
         with numpy.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in getattr(stored, "files", [])}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UsageError(f"{path} is not a .npz file: {error}.", hint="Write it with numpy.savez.") from error
     names = [spec.name for spec in inputs]
-    if list(arrays) == ["arr_0"] and len(names) == 1:
-        arrays = {names[0]: arrays["arr_0"]}
+    if sorted(arrays) != sorted(names) and list(arrays) == [f"arr_{i}" for i in range(len(names))]:
+        arrays = dict(zip(names, arrays.values(), strict=True))
     if sorted(arrays) != sorted(names):
         raise UsageError(
             f"{path} holds {', '.join(map(repr, sorted(arrays))) or 'no arrays'},"

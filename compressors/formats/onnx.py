@@ -35,9 +35,17 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         import torch
 
         from compressors import onnx_graph
+        from compressors.task import as_outputs
 
+        with torch.no_grad():
+            results = as_outputs(state.reference(*example_inputs), "the model")
         program = torch.onnx.export(
-            state.reference, example_inputs, dynamo=True, opset_version=OPSET, verbose=False
+            state.reference,
+            example_inputs,
+            output_names=[f"output_{i}" for i in range(len(results))],
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
         )
         assert program is not None
         model = onnx_graph.with_unsigned_activations(program.model_proto)
