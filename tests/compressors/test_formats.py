@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,7 @@ MODULES: dict[FormatName, Any] = {
 
 def ort_operators(path: str, tmp_path: Path) -> Counter[str]:
     """What ONNX Runtime makes of the file."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
