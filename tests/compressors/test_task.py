@@ -200,6 +200,38 @@ def test_mistake_in_training_names_the_line(tmp_path: Path) -> None:
         build(request, tmp_path / "cache", ignore)
 
 
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        ("float('nan')", r"mine\.py: metric\(\) must return a finite number, found nan\."),
+        ("torch.tensor(float('inf'))", r"mine\.py: metric\(\) must return a finite number, found inf\."),
+        ("float('nan') if len(targets) > 80 else 1", r"mine\.py: metric\(\) .* finite number, found nan\."),
+        ("[1]", r"mine\.py: metric\(\) must return a number, found list\."),
+        ("1j", r"mine\.py: metric\(\) must return a number, found complex\."),
+        ("None if len(targets) > 80 else 1", r"mine\.py: metric\(\) must return a number, found NoneType\."),
+        (
+            "outputs[:, 0]",
+            r"mine\.py: metric\(\) must return a number, found Tensor of shape \[80\]\.",
+        ),
+    ],
+)
+def test_metric_that_gives_no_finite_number_is_one_sentence(
+    tmp_path: Path, returned: str, sentence: str
+) -> None:
+    """Also where it does so only for the whole test split."""
+    metric = f"def metric(outputs, targets): return {returned}\ndef test_loader(): return [(x, y), (x, y)]"
+    path = write(tmp_path, ('METRIC = "accuracy"', metric))
+    request = BuildRequest(model=str(path), recipe=Recipe(name="fp32"), formats=("onnx",), seed=0)
+    with pytest.raises(UsageError, match=sentence) as caught:
+        build(request, tmp_path / "cache", ignore)
+    assert "\n" not in str(caught.value)
+
+
+def test_metric_may_return_a_number_of_any_library(tmp_path: Path) -> None:
+    returned = "def metric(outputs, targets): return outputs.numpy().std()  # a numpy.float32"
+    use(write(tmp_path, ('METRIC = "accuracy"', returned)))
+
+
 def test_unknown_names_say_what_was_likely_meant() -> None:
     with pytest.raises(UsageError, match=r"no model 'digits_cn'\. Did you mean 'digits_cnn'"):
         source.locate("digits_cn")
