@@ -19,7 +19,7 @@ from harness.core import codec, plugins
 from harness.core.errors import EdgebenchError, UsageError
 from harness.core.types import Artifact, FormatName, TensorSpec, digest
 
-RECIPE = "as_given"
+RECIPE = "as-is"
 _NO_MODEL = "the file was made elsewhere: there is no model to compare it with"
 _NO_DATA = "the file was made elsewhere: there is no labelled data for it"
 _TIMEOUT_S = 900

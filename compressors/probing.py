@@ -43,10 +43,11 @@ def probe(path: Path, module: ModuleType, given: Path | None, seed: int, folder:
     inputs, outputs = _signature(path, module)
     samples = generated(inputs, seed) if given is None else [from_file(given, inputs)]
     results = _run(path, module, samples, inputs, given)
-    if given is None and not all(_finite(array) for sample in results for array in sample):
+    if not all(_finite(array) for sample in results for array in sample):
         raise UsageError(
-            f"{path}: the model's outputs for generated inputs are not finite.",
-            hint="Give inputs that it is made for: --inputs FILE.npz.",
+            f"{path}: in {module.RUNTIME} the model's outputs for"
+            f" {'generated inputs' if given is None else given} are not finite.",
+            hint=f"Give {'' if given is None else 'other '}inputs that it is made for: --inputs FILE.npz.",
         )
     check.write(folder / check.NAME, samples, results)
     return {
@@ -149,6 +150,11 @@ def from_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Sample:
             raise UsageError(
                 f"{path}: {spec.name!r} has the shape {list(array.shape)},"
                 f" but the model takes {list(spec.shape)}."
+            )
+        if not _finite(array):
+            raise UsageError(
+                f"{path}: {spec.name!r} holds values that are not finite (NaN or infinity).",
+                hint="Give inputs that the model is made for.",
             )
     return tuple(numpy.ascontiguousarray(arrays[name]).reshape(arrays[name].shape) for name in names)
 

@@ -154,6 +154,11 @@ def test_the_agents_own_reason_is_kept() -> None:
         assert refused([HELLO, told | {"status": status}]).status == "agent_failed"
 
 
+def test_hello_is_said_first_and_once() -> None:
+    assert "twice" in refused([HELLO, *LATENCY_EVENTS]).message
+    assert "began with span" in refused([LATENCY_EVENTS[2], *LATENCY_EVENTS]).message
+
+
 def test_what_comes_after_the_end_is_not_read() -> None:
     def stream() -> Iterator[str]:
         yield from lines(LATENCY_EVENTS)

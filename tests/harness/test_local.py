@@ -145,17 +145,6 @@ def test_the_end_of_standard_error_is_kept(place: Local) -> None:
         assert len(stream.errors) <= local.ERROR_BYTES
 
 
-def test_reading_standard_error_does_not_move_what_is_written_next(place: Local) -> None:
-    code = "import sys; sys.stderr.write('A' * 5000); sys.stderr.flush(); print(1, flush=True)"
-    code += "; input_ = __import__('time').sleep(0.3); sys.stderr.write('end')"
-    with place.stream(python(code), env={}, timeout_s=30) as stream:
-        lines = iter(stream)
-        next(lines)
-        assert stream.errors == "A" * local.ERROR_BYTES
-        assert list(lines) == []
-        assert stream.errors.endswith("AAAend")
-
-
 FAMILY = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(20)"])
