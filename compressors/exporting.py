@@ -14,11 +14,13 @@ from harness.core.errors import CellError, EdgebenchError
 #   Lowering not found: aten.lgamma.default                                            litert-torch
 #   Operator torch._ops.aten.lgamma.default is not in Core ATen opset                  ExecuTorch
 #   Missing out variants: {'mylib::double'}                                            ExecuTorch
+#   ... Operator: <EdgeOpOverload: aten.abs.default>: ... (no such dtypes, as complex)  ExecuTorch
 _LACKS = re.compile(
     r"no onnx function found for <OpOverload\(op='(?P<onnx>\w+\.\w+)'"
     r"|lowering not found: (?P<lowering>\w+\.\w+)"
     r"|operator torch\._?ops\.(?P<core>\w+\.\w+)\.\w+ is not in core aten"
-    r"|missing out variants: \{(?P<variants>[^}]*)\}",
+    r"|missing out variants: \{(?P<variants>[^}]*)\}"
+    r"|operator: <EdgeOpOverload: (?P<edge>\w+\.\w+)",
     re.IGNORECASE,
 )
 
