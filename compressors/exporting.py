@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from compressors import cache
 from harness.core import plugins
 from harness.core.errors import CellError, EdgebenchError
 
@@ -66,6 +67,8 @@ def explained(what: str, package: str, *, did: str = "export") -> Iterator[None]
         top = (error.name or package).split(".")[0]
         raise plugins.missing_package(top, needed_by=what) from error
     except Exception as error:
+        if isinstance(error, OSError) and cache.is_full(error):
+            raise  # the model is not at fault
         for cause in _chain(error):
             operators = missing_operators(str(cause))
             if operators:

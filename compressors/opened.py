@@ -127,6 +127,8 @@ def _probe(given: _Given, module: ModuleType, folder: Path) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired as error:
         raise UsageError(f"{given.path}: {module.RUNTIME} did not run it within {_TIMEOUT_S} s.") from error
+    if done.returncode == os.EX_CANTCREAT:
+        raise cache.unwritable(folder.parent.parent, done.stderr.strip().splitlines()[-1])
     result = folder / "probe.json"
     if not result.exists():
         raise UsageError(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy
 
-from compressors import check, exporting
+from compressors import cache, check, exporting
 from harness.core import codec, plugins
 from harness.core.errors import UsageError
 from harness.core.tensors import ITEM_BYTES
@@ -35,7 +36,20 @@ def main(argument: str) -> None:
         found = {"error": error.message, "hint": error.hint}
     except ModuleNotFoundError as error:
         found = {"missing": (error.name or "").split(".")[0]}
-    (folder / "probe.json").write_text(json.dumps(found), encoding="utf-8")
+    except OSError as error:
+        _give_up(error)
+    try:
+        (folder / "probe.json").write_text(json.dumps(found), encoding="utf-8")
+    except OSError as error:
+        _give_up(error)
+
+
+def _give_up(error: OSError) -> NoReturn:
+    """End with the exit code that says that the folder of the request cannot be written."""
+    if not cache.is_full(error):
+        raise error
+    sys.stderr.write(f"{error.strerror}\n")
+    sys.exit(os.EX_CANTCREAT)
 
 
 def probe(path: Path, module: ModuleType, given: Path | None, seed: int, folder: Path) -> dict[str, Any]:
