@@ -10,6 +10,7 @@ import pytest
 
 from tests.agents.conftest import ENGINES, Agent, each
 
+ROOT = Path(__file__).resolve().parents[2]
 CALLS = {
     "connect": "import socket; s = socket.socket(); s.settimeout(1); s.connect_ex(('127.0.0.1', 9))",
     "sendto": "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
@@ -64,3 +65,16 @@ def test_the_agent_itself_switches_telemetry_off(agent: Agent, shim: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert not log.exists(), log.read_text()
     assert not list(home.rglob("*"))
+
+
+def test_no_exporter_and_no_runtime_of_the_host_speaks_to_the_network(shim: Path, tmp_path: Path) -> None:
+    """Training, quantising, exporting, verifying and scoring in all three formats."""
+    log, home = tmp_path / "log", tmp_path / "home"
+    home.mkdir()
+    env = {"LD_PRELOAD": str(shim), "SILENCE_LOG": str(log), "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "harness", "build", "--model", str(ROOT / "docs" / "own_task.py")]
+    argv += ["--recipe", "int8", "--cache", str(tmp_path / "cache")]
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not log.exists(), log.read_text()
+    assert not [path for path in home.rglob("*") if "onnxruntime" in path.name]
