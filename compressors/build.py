@@ -33,7 +33,8 @@ def build(
         raise plugins.missing_package(
             (error.name or "torch").split(".")[0], needed_by="Building a model"
         ) from error
-    return produce.produce(request, cache_root, report)
+    with cache.writing(cache_root):
+        return produce.produce(request, cache_root, report)
 
 
 def lookup(request: BuildRequest, cache_root: Path) -> dict[FormatName, Artifact | Failure] | None:
@@ -58,5 +59,5 @@ def open_file(path: Path, cache_root: Path, inputs: Path | None, seed: int = 0) 
     from compressors import opened
 
     cache.require_writable(cache_root)
-
-    return opened.open_file(path, cache_root, inputs, seed)
+    with cache.writing(cache_root):
+        return opened.open_file(path, cache_root, inputs, seed)

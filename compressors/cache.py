@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -77,6 +78,33 @@ def require_writable(root: Path) -> None:
         raise UsageError(
             f"The cache folder {root} cannot be written: {error.strerror}.", hint="Choose another folder."
         ) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether *error* says that the disk takes no more, and nothing about what was being written."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def unwritable(root: Path, reason: str | None) -> EdgebenchError:
+    """The error for a cache folder that a result cannot be written to."""
+    return EdgebenchError(
+        f"The cache folder {root} cannot be written: {reason}.",
+        hint="Make room there or choose another folder.",
+    )
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Turn what the system says about a write below *root* that fails into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename2 or error.filename
+        if is_full(error) or (
+            isinstance(name, str) and Path(name).absolute().is_relative_to(root.absolute())
+        ):
+            raise unwritable(root, error.strerror) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -58,9 +58,7 @@ def _require_labelled(task: Task, outputs: tuple[Tensor, ...], targets: Tensor |
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise UsageError(f"{task.path}: loss() must return a tensor with one number, found {found}.")
-    value = task.metric(answers, targets)
-    if not isinstance(value, (int, float)) and not (isinstance(value, Tensor) and value.numel() == 1):
-        raise UsageError(f"{task.path}: metric() must return a number, found {type(value).__name__}.")
+    score.number(task.metric(answers, targets), task)
 
 
 def require(state: State, task: Task, step: str, before: State | None = None) -> None:

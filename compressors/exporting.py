@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from compressors import cache
 from harness.core import plugins
 from harness.core.errors import CellError, EdgebenchError
 
@@ -14,11 +15,13 @@ from harness.core.errors import CellError, EdgebenchError
 #   Lowering not found: aten.lgamma.default                                            litert-torch
 #   Operator torch._ops.aten.lgamma.default is not in Core ATen opset                  ExecuTorch
 #   Missing out variants: {'mylib::double'}                                            ExecuTorch
+#   ... Operator: <EdgeOpOverload: aten.abs.default>: ... (no such dtypes, as complex)  ExecuTorch
 _LACKS = re.compile(
     r"no onnx function found for <OpOverload\(op='(?P<onnx>\w+\.\w+)'"
     r"|lowering not found: (?P<lowering>\w+\.\w+)"
     r"|operator torch\._?ops\.(?P<core>\w+\.\w+)\.\w+ is not in core aten"
-    r"|missing out variants: \{(?P<variants>[^}]*)\}",
+    r"|missing out variants: \{(?P<variants>[^}]*)\}"
+    r"|operator: <EdgeOpOverload: (?P<edge>\w+\.\w+)",
     re.IGNORECASE,
 )
 
@@ -64,6 +67,8 @@ def explained(what: str, package: str, *, did: str = "export") -> Iterator[None]
         top = (error.name or package).split(".")[0]
         raise plugins.missing_package(top, needed_by=what) from error
     except Exception as error:
+        if isinstance(error, OSError) and cache.is_full(error):
+            raise  # the model is not at fault
         for cause in _chain(error):
             operators = missing_operators(str(cause))
             if operators:

@@ -19,7 +19,7 @@ from harness.core import codec, plugins
 from harness.core.errors import EdgebenchError, UsageError
 from harness.core.types import Artifact, FormatName, TensorSpec, digest
 
-RECIPE = "as_given"
+RECIPE = "as-is"
 _NO_MODEL = "the file was made elsewhere: there is no model to compare it with"
 _NO_DATA = "the file was made elsewhere: there is no labelled data for it"
 _TIMEOUT_S = 900
@@ -127,6 +127,8 @@ def _probe(given: _Given, module: ModuleType, folder: Path) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired as error:
         raise UsageError(f"{given.path}: {module.RUNTIME} did not run it within {_TIMEOUT_S} s.") from error
+    if done.returncode == os.EX_CANTCREAT:
+        raise cache.unwritable(folder.parent.parent, done.stderr.strip().splitlines()[-1])
     result = folder / "probe.json"
     if not result.exists():
         raise UsageError(

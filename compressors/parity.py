@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,29 +20,56 @@ CAP_DB = 200.0
 
 
 def compare(reference: Sequence[Sample], found: Sequence[Sample], *, classifier: bool) -> Parity:
-    """The distance of *found* from *reference*, over all samples and outputs together."""
-    import numpy
+    """
+    The distance of *found* from *reference* over all samples: that of the output that is furthest off.
 
-    wanted = _flat(reference)
-    got = _flat(found)
-    if wanted.shape != got.shape:
-        return Parity(
-            max_abs=float("inf"), cosine=0.0, sqnr_db=-CAP_DB, top1_agreement=None, samples=len(found)
-        )
-    error = got - wanted
-    finite = bool(numpy.isfinite(got).all())
+    Outputs are compared one by one, so that a large right one never hides a small wrong one. Another
+    number of outputs, another shape or another dtype is as far off as can be.
+    """
+    if not found or _signatures(reference) != _signatures(found):
+        return Parity(max_abs=math.inf, cosine=0.0, sqnr_db=-CAP_DB, top1_agreement=None, samples=len(found))
+    outputs = [
+        _distance(_flat(wanted), _flat(got))
+        for wanted, got in zip(zip(*reference, strict=True), zip(*found, strict=True), strict=True)
+    ]
     agreement = None
     if classifier:
         same = [int(a[0].argmax()) == int(b[0].argmax()) for a, b in zip(reference, found, strict=True)]
         agreement = sum(same) / len(same)
-    norm = float(numpy.linalg.norm(wanted) * numpy.linalg.norm(got))
     return Parity(
-        max_abs=float(numpy.abs(error).max()) if finite else float("inf"),
-        cosine=float(wanted @ got) / norm if finite and norm else float(not error.any()),
-        sqnr_db=sqnr_db(wanted, error) if finite else -CAP_DB,
+        max_abs=max(output.max_abs for output in outputs),
+        cosine=min(output.cosine for output in outputs),
+        sqnr_db=min(output.sqnr_db for output in outputs),
         top1_agreement=agreement,
         samples=len(found),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Distance:
+    """How far one output is off."""
+
+    max_abs: float
+    cosine: float
+    sqnr_db: float
+
+
+def _distance(wanted: NDArray[Any], got: NDArray[Any]) -> _Distance:
+    import numpy
+
+    if not (numpy.isfinite(wanted).all() and numpy.isfinite(got).all()):
+        return _Distance(max_abs=math.inf, cosine=0.0, sqnr_db=-CAP_DB)
+    error = got - wanted
+    norm = float(numpy.linalg.norm(wanted) * numpy.linalg.norm(got))
+    return _Distance(
+        max_abs=float(numpy.abs(error).max(initial=0.0)),
+        cosine=float(wanted @ got) / norm if norm else float(not error.any()),
+        sqnr_db=sqnr_db(wanted, error),
+    )
+
+
+def _signatures(samples: Sequence[Sample]) -> list[list[tuple[tuple[int, ...], str]]]:
+    return [[(tuple(array.shape), array.dtype.name) for array in sample] for sample in samples]
 
 
 def sqnr_db(signal: NDArray[Any], error: NDArray[Any]) -> float:
@@ -56,10 +84,10 @@ def sqnr_db(signal: NDArray[Any], error: NDArray[Any]) -> float:
     return float(numpy.clip(10 * numpy.log10(power / noise), -CAP_DB, CAP_DB))
 
 
-def _flat(samples: Sequence[Sample]) -> NDArray[Any]:
+def _flat(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
     import numpy
 
-    return numpy.concatenate([array.astype(numpy.float64).ravel() for sample in samples for array in sample])
+    return numpy.concatenate([array.astype(numpy.float64).ravel() for array in arrays])
 
 
 #: What a float file must reach. Summing in another order leaves 90 dB and more even after 50 layers

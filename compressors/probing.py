@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy
 
-from compressors import check, exporting
+from compressors import cache, check, exporting
 from harness.core import codec, plugins
 from harness.core.errors import UsageError
 from harness.core.tensors import ITEM_BYTES
@@ -35,7 +36,20 @@ def main(argument: str) -> None:
         found = {"error": error.message, "hint": error.hint}
     except ModuleNotFoundError as error:
         found = {"missing": (error.name or "").split(".")[0]}
-    (folder / "probe.json").write_text(json.dumps(found), encoding="utf-8")
+    except OSError as error:
+        _give_up(error)
+    try:
+        (folder / "probe.json").write_text(json.dumps(found), encoding="utf-8")
+    except OSError as error:
+        _give_up(error)
+
+
+def _give_up(error: OSError) -> NoReturn:
+    """End with the exit code that says that the folder of the request cannot be written."""
+    if not cache.is_full(error):
+        raise error
+    sys.stderr.write(f"{error.strerror}\n")
+    sys.exit(os.EX_CANTCREAT)
 
 
 def probe(path: Path, module: ModuleType, given: Path | None, seed: int, folder: Path) -> dict[str, Any]:
@@ -43,10 +57,11 @@ def probe(path: Path, module: ModuleType, given: Path | None, seed: int, folder:
     inputs, outputs = _signature(path, module)
     samples = generated(inputs, seed) if given is None else [from_file(given, inputs)]
     results = _run(path, module, samples, inputs, given)
-    if given is None and not all(_finite(array) for sample in results for array in sample):
+    if not all(_finite(array) for sample in results for array in sample):
         raise UsageError(
-            f"{path}: the model's outputs for generated inputs are not finite.",
-            hint="Give inputs that it is made for: --inputs FILE.npz.",
+            f"{path}: in {module.RUNTIME} the model's outputs for"
+            f" {'generated inputs' if given is None else given} are not finite.",
+            hint=f"Give {'' if given is None else 'other '}inputs that it is made for: --inputs FILE.npz.",
         )
     check.write(folder / check.NAME, samples, results)
     return {
@@ -124,15 +139,15 @@ def _array(spec: TensorSpec, random: numpy.random.Generator) -> NDArray[Any]:
 
 
 def from_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Sample:
-    """One input set from a ``.npz`` whose names and dtypes are the model's."""
+    """One input set from a ``.npz`` with the model's names and dtypes; savez(path, a, b) goes by position."""
     try:
         with numpy.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in getattr(stored, "files", [])}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UsageError(f"{path} is not a .npz file: {error}.", hint="Write it with numpy.savez.") from error
     names = [spec.name for spec in inputs]
-    if list(arrays) == ["arr_0"] and len(names) == 1:
-        arrays = {names[0]: arrays["arr_0"]}
+    if sorted(arrays) != sorted(names) and list(arrays) == [f"arr_{i}" for i in range(len(names))]:
+        arrays = dict(zip(names, arrays.values(), strict=True))
     if sorted(arrays) != sorted(names):
         raise UsageError(
             f"{path} holds {', '.join(map(repr, sorted(arrays))) or 'no arrays'},"
@@ -149,6 +164,11 @@ def from_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Sample:
             raise UsageError(
                 f"{path}: {spec.name!r} has the shape {list(array.shape)},"
                 f" but the model takes {list(spec.shape)}."
+            )
+        if not _finite(array):
+            raise UsageError(
+                f"{path}: {spec.name!r} holds values that are not finite (NaN or infinity).",
+                hint="Give inputs that the model is made for.",
             )
     return tuple(numpy.ascontiguousarray(arrays[name]).reshape(arrays[name].shape) for name in names)
 

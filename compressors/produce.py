@@ -109,7 +109,7 @@ def _make(
             artifact = _export(built, format, module, folder, report)
             cache.store(folder, artifact)
     except MissingPackage as error:
-        return Failure(status="export_failed", reason=str(error))
+        return Failure(status="runtime_missing", reason=str(error))
     except CellError as error:
         failure = Failure(status=error.status, reason=str(error))
         if error.status in cache.DETERMINISTIC:

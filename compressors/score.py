@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +102,25 @@ def _metric(task: Task, collected: list[tuple[Tensor, ...]], targets: list[Tenso
     if not collected:
         raise UsageError(f"{task.path}: test_loader() gives no batches.")
     columns = [torch.cat(column) for column in zip(*collected, strict=True)]
-    value = task.metric(columns[0] if len(columns) == 1 else tuple(columns), torch.cat(targets))
+    value: object = task.metric(columns[0] if len(columns) == 1 else tuple(columns), torch.cat(targets))
+    found = number(value, task)
+    if not math.isfinite(found):
+        raise UsageError(f"{task.path}: {task.metric_call} must return a finite number, found {found}.")
+    return found
+
+
+def number(value: object, task: Task) -> float:
+    """What the task's metric returned, as a float; UsageError if it is none."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise UsageError(f"{task.path}: {task.metric_call} must return a number, found {_kind(value)}.")
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UsageError(
-            f"{task.path}: metric() must return a number, found {type(value).__name__}."
+            f"{task.path}: {task.metric_call} must return a number, found {_kind(value)}."
         ) from error
+
+
+def _kind(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + (f" of shape {list(shape)}" if shape else "")

@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def task_name(model: str) -> str:
 
 def task_digest(path: Path) -> str:
     """
-    Digest of a task: its source, the sibling modules it imports, and the local files its strings name.
+    Digest of a task: its source, the local modules it imports, and the local files its strings name.
 
     So weights that a task loads with ``torch.load(folder / "weights.pt")`` are part of its identity:
     training them again is never answered from the cache.
@@ -51,21 +52,28 @@ def task_digest(path: Path) -> str:
     waiting = [path]
     while waiting:
         source = waiting.pop()
-        name = str(source.relative_to(path.parent)) if source.is_relative_to(path.parent) else source.name
+        name = _label(source, path.parent)
         if name in parts:
             continue
         text = _read(source)
         parts[name] = hashlib.sha256(text.encode()).hexdigest()
         tree = _parse(source, text)
-        waiting.extend(_siblings(tree, path.parent))
-        for file in _named_files(tree, path.parent):
-            parts[f"file {file.name}"] = _file_digest(file)
+        waiting.extend(_imported(tree, source, path.parent))
+        for file in _named_files(tree, source.parent, path.parent, Path.cwd()):
+            parts[f"file {_label(file, path.parent)}"] = _file_digest(file)
     return digest(parts)
+
+
+def _label(file: Path, folder: Path) -> str:
+    """What no other file is called: its path, seen from *folder* if it is below, so that a task can move."""
+    whole = Path(os.path.abspath(file))  # noqa: PTH100 - a link keeps the name that it is opened by
+    below = Path(os.path.abspath(folder))  # noqa: PTH100
+    return whole.relative_to(below).as_posix() if whole.is_relative_to(below) else str(whole)
 
 
 def siblings(path: Path) -> list[Path]:
     """The local modules that the file at *path* imports from its own folder."""
-    return list(_siblings(_parse(path, _read(path)), path.parent))
+    return list(_imported(_parse(path, _read(path)), path, path.parent))
 
 
 @functools.cache
@@ -108,19 +116,25 @@ def _parse(path: Path, text: str) -> ast.Module:
         ) from error
 
 
-def _siblings(tree: ast.Module, folder: Path) -> Iterator[Path]:
+def _imported(tree: ast.Module, importer: Path, folder: Path) -> Iterator[Path]:
+    """The local modules that *importer* imports: from the task's *folder*, or relative to itself."""
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            yield from _module_files(name, folder)
+            for alias in node.names:
+                yield from _module_files(alias.name, folder)
+        elif isinstance(node, ast.ImportFrom):
+            base = importer.parents[min(node.level, len(importer.parents)) - 1] if node.level else folder
+            if node.level and (base / "__init__.py").is_file():
+                yield base / "__init__.py"
+            start = [node.module] if node.module else []
+            for name in (".".join(start), *(".".join([*start, alias.name]) for alias in node.names)):
+                yield from _module_files(name, base)
 
 
 def _module_files(name: str, folder: Path) -> Iterator[Path]:
-    parts = name.split(".")
+    parts = [part for part in name.split(".") if part != "*"]
+    if not all(parts):
+        return
     for depth in range(1, len(parts) + 1):
         place = folder.joinpath(*parts[:depth])
         for candidate in (place.with_suffix(".py"), place / "__init__.py"):
@@ -128,17 +142,14 @@ def _module_files(name: str, folder: Path) -> Iterator[Path]:
                 yield candidate
 
 
-def _named_files(tree: ast.Module, folder: Path) -> Iterator[Path]:
+def _named_files(tree: ast.Module, *bases: Path) -> Iterator[Path]:
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
             continue
         text = node.value
         if not 0 < len(text) < 256 or "\n" in text or "\0" in text:
             continue
-        for base in (folder, Path.cwd()):
-            if (base / text).is_file():
-                yield base / text
-                break
+        yield from (base / text for base in bases if (base / text).is_file())
 
 
 def _file_digest(path: Path) -> str:

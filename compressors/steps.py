@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import time
@@ -140,7 +141,9 @@ def _save(place: Path, state: State, report: StepReport, task: Task) -> None:
         return  # made again in a second or two from the step before
     probe = score.forward(state.module, task.example_inputs(), task)
     with cache.filling(place) as folder:
-        torch.save({"tensors": state.module.state_dict(), "probe": list(probe)}, folder / "state.pt")
+        stored = io.BytesIO()  # torch's own writer does not tell why a file cannot be written
+        torch.save({"tensors": state.module.state_dict(), "probe": list(probe)}, stored)
+        (folder / "state.pt").write_bytes(stored.getbuffer())
         (folder / "report.json").write_text(codec.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

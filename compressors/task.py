@@ -45,6 +45,11 @@ class Task:
     training: Training | None  # None: the weights come with model()
     no_score: str | None  # why there is no score; None: there is one
 
+    @property
+    def metric_call(self) -> str:
+        """What a sentence about the metric calls it."""
+        return "metric()" if self.metric_name == "metric" else f"metric() ({self.metric_name})"
+
     def batches(self, loader: Iterable[Any], name: str) -> Iterator[Batch]:
         """The batches of *loader* as (inputs, targets), checked; *name* is the function that made it."""
         return _batches(self.path, loader, name)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.context import SpawnContext
 from multiprocessing.queues import Queue
@@ -87,12 +88,31 @@ def _build_in_workers(
 ) -> list[Built]:
     # Killed workers cannot unlink the semaphores of their libraries; the tracker does, and need not say so.
     sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    workers = min(len(requests), os.cpu_count() or 1, MOST_WORKERS)
+    report(Progress(stage="build", done=0, total=len(requests), note=f"{workers} at a time"))
+    built = _in_pool(requests, workers, cache, report)
+    return [
+        built[index] if index in built else _build_alone(request, cache, report)
+        for index, request in enumerate(requests)
+    ]
+
+
+def _build_alone(request: BuildRequest, cache: Path, report: Callable[[Progress], None]) -> Built:
+    """Once more, in a pool of its own: a worker that dies takes all others of its pool with it."""
+    built = _in_pool([request], 1, cache, report)
+    if 0 in built:
+        return built[0]
+    reason = "The process that built it was killed or crashed; often there was no memory left."
+    return {name: Failure(status="build_failed", reason=reason) for name in request.formats}
+
+
+def _in_pool(
+    requests: Sequence[BuildRequest], workers: int, cache: Path, report: Callable[[Progress], None]
+) -> dict[int, Built]:
+    """What could be built, by its place in *requests*; nothing more once a worker has died."""
     context: SpawnContext = multiprocessing.get_context("spawn")
     events: Queue[Progress] = context.Queue()
-    workers = min(len(requests), os.cpu_count() or 1, MOST_WORKERS)
-    total = len(requests)
     built: dict[int, Built] = {}
-    report(Progress(stage="build", done=0, total=total, note=f"{workers} at a time"))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
     try:
         running: dict[Future[Built], int] = {pool.submit(_work, r, cache): i for i, r in enumerate(requests)}
@@ -104,14 +124,16 @@ def _build_in_workers(
                 built[index] = future.result()
                 request = requests[index]
                 note = f"{request.recipe.name} of {Path(request.model).stem}, seed {request.seed}"
-                report(Progress(stage="build", done=len(built), total=total, note=note))
+                report(Progress(stage="build", done=len(built), total=len(requests), note=note))
+    except BrokenProcessPool:
+        return built
     except BaseException:
         for child in multiprocessing.active_children():  # ours: what they finished is in the cache
             child.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return [built[index] for index in range(total)]
+    return built
 
 
 def _forward(events: Queue[Progress], report: Callable[[Progress], None]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import sys
+import traceback
 
 import click
 
@@ -38,7 +40,8 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 fine, 1 regressed, 2 harness or device failure, 3 nothing trustworthy, 4 usage.",
+    epilog="Exit codes: 0 fine, 1 regressed, 2 harness or device failure, 3 nothing trustworthy, 4 usage, "
+    "130 stopped by Ctrl-C.",
 )
 @click.version_option(__version__, prog_name="edgebench")
 def edgebench() -> None:
@@ -60,11 +63,17 @@ def run(argv: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(UsageError(" ".join(error.format_message().split()), hint=_usage_hint(error)))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("edgebench: stopped; what was measured is kept.", err=True)
+        click.echo("edgebench: stopped.", err=True)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away: nothing to say and nobody to say it to
         return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(EdgebenchError(f"{place}{error.strerror or error}.", hint=_space(error)))
+    except Exception:  # noqa: BLE001 - a fault of ours must not look like exit code 1, a regression
+        traceback.print_exc()
+        return _fail(EdgebenchError("This is a fault in edgebench.", hint="Please report the lines above."))
     return outcome if isinstance(outcome, int) else 0
 
 
@@ -73,6 +82,11 @@ def _fail(error: EdgebenchError) -> int:
     if error.hint:
         click.echo(f"  {error.hint}", err=True)
     return error.exit_code
+
+
+def _space(error: OSError) -> str:
+    full = error.errno == errno.ENOSPC
+    return "Make room, then go on with: edgebench bench --resume RUN" if full else ""
 
 
 def _usage_hint(error: click.ClickException) -> str:

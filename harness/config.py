@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,9 @@ def load_devices(path: Path | None) -> dict[str, Device]:
 def _device(document: yaml_lines.Document, name: str, entry: Mapping[str, Any]) -> Device:
     key = ("devices", name)
     if "transport" not in entry:
+        if close := difflib.get_close_matches("transport", entry, n=1):
+            where = document.at((*key, close[0]))
+            raise UsageError(f"{where}: unknown key {close[0]!r}.", hint="Did you mean 'transport'?")
         raise UsageError(
             f"{document.at(key)}: devices.{name}.transport is missing.",
             hint=f"Known transports: {', '.join(plugins.names(TRANSPORTS))}.",

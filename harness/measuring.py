@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.codec import SCHEMA
-from harness.core.errors import CellError, DeviceError
+from harness.core.errors import CellError, DeviceError, UsageError
 from harness.core.types import (
     Artifact,
     BlockKind,
@@ -109,12 +110,34 @@ def measure(
 
 
 def _attach(record: Record, session: Session) -> Record:
-    """The record with what the device and its runtime are; failed when there is no such runtime."""
-    record = replace(record, device=session.facts)
+    """
+    The record with what the device and its runtime are; failed when there is no such runtime.
+
+    UsageError when it has blocks of another device or runtime: they would be one cell of unlike things.
+    """
     try:
-        return replace(record, runtime=session.runtime(record.cell.format))
+        runtime = session.runtime(record.cell.format)
     except CellError as error:
         return _failed(record, error.status, str(error))
+    if record.blocks:
+        before = {**record.device, "runtime": record.runtime}
+        now = {**session.facts, "runtime": runtime}
+        if changed := [name for name in before | now if before.get(name) != now.get(name)]:
+            name = changed[0]
+            raise UsageError(
+                f"{record.cell.id} was begun with another {name}: {before.get(name)}, now {now.get(name)}.",
+                hint="Start the run again under a new name.",
+            )
+    return replace(record, device=session.facts, runtime=runtime)
+
+
+def sha256_of(path: str) -> str | None:
+    """The hash of a file's content; None if it is not there."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def _run_blocks(
@@ -161,7 +184,7 @@ def _job(session: Session, record: Record, kind: BlockKind) -> Job:
         kind=kind,
         format=record.cell.format,
         backend=record.cell.backend,
-        model=session.push(Path(artifact.path)),
+        model=session.push(Path(artifact.path), sha256=artifact.sha256),
         check=session.push(Path(artifact.check_path)),
         check_sets=artifact.check_sets,
         check_min_sqnr_db=artifact.check_min_sqnr_db,

@@ -71,6 +71,8 @@ def bench(
     opened = open_files(request, cache)  # bad files and recipes end here, before a folder is made
     recipes = load_recipes(request)
     cells = tuple(plan_cells(request, devices, recipes, list(opened)))
+    if aside := store.make_room(results, name):
+        show.say(f"The earlier run {name} is kept as {aside.name}.")
     folder = store.create(results, name)
     with folder.locked():
         info = RunInfo(
@@ -103,9 +105,9 @@ def resume(folder: RunFolder, fleet: Mapping[str, Device], cache: Path, show: Re
             files = open_files(request, cache) | build_files(request, load_recipes(request), cache, show)
             records = _open_records(run.info, files, folder, records)
         for record in records:
-            if record.artifact and not Path(record.artifact.path).exists():
+            if record.artifact and measuring.sha256_of(record.artifact.path) != record.artifact.sha256:
                 raise UsageError(
-                    f"{record.artifact.path}, the file of {record.cell.id}, is gone from the cache.",
+                    f"{record.artifact.path}, the file of {record.cell.id}, is gone or no longer the same.",
                     hint="Start the run again under a new name.",
                 )
         _measure_all(measuring.reopened(records), devices, folder, show)
@@ -152,7 +154,9 @@ def _measure_all(
 
 def open_files(request: Request, cache: Path) -> dict[FileKey, Artifact | Failure]:
     """The request's files that were made elsewhere."""
-    _refuse_twins("file", [Path(file).name for file in request.files])
+    _refuse_twins("file", [Path(file).name.lower() for file in request.files])
+    if request.inputs and not request.files:
+        raise UsageError("--inputs is for model files: none was given.", hint="A task has its own inputs.")
     inputs = Path(request.inputs) if request.inputs else None
     opened = [open_file(Path(file), cache, inputs) for file in request.files]
     return {(file.model, FILE_RECIPE, file.format): file for file in opened}

@@ -45,14 +45,16 @@ class Session:
     _pushed: dict[tuple[Path, int, int], str] = field(default_factory=dict)
     _native: runners.Runner | runners.NoRunner | CellError | None = None
 
-    def push(self, path: Path) -> str:
-        """Put a file on the device under a name that holds its hash; its path there."""
+    def push(self, path: Path, *, sha256: str | None = None) -> str:
+        """Put a file on the device, named by its hash (which must be *sha256*, if given); its path there."""
         try:
             stat = path.stat()
             key = (path, stat.st_mtime_ns, stat.st_size)
             if key not in self._pushed:
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
+                if sha256 is not None and content != sha256:
+                    raise CellError("push_failed", f"{path} was changed since it was checked.")
                 self._pushed[key] = self.transport.push(path, f"{content[:16]}{path.suffix}")
         except TransientDeviceError:
             raise

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +54,7 @@ class RunFolder:
 
     def read(self) -> Run:
         """The run with the records of its cells, in the order of its plan."""
-        info = _parse(RunInfo, self.path / RUN_FILE)
+        info = replace(_parse(RunInfo, self.path / RUN_FILE), name=self.path.resolve().name)
         paths = [self.path / f"{cell.id}.json" for cell in info.cells]
         return Run(info=info, records=tuple(_parse(Record, path) for path in paths if path.exists()))
 
@@ -99,21 +99,30 @@ def default_name(models: list[str]) -> str:
     return f"{stamp}-{re.sub(r'[^A-Za-z0-9._]+', '_', '+'.join(models))[:60]}"
 
 
-def create(results: Path, name: str) -> RunFolder:
+def make_room(results: Path, name: str) -> Path | None:
     """
-    A new, empty run folder.
+    Move an earlier run of this name aside (``NAME-1``, ``NAME-2``, ...); where it is now, if there was one.
 
-    An earlier run of the same name is moved aside (``NAME-1``, ``NAME-2``, ...), never overwritten.
+    UsageError for a name that is no file name, and for a folder that holds something else than a run.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         raise UsageError(f"{name!r} cannot be a run's name.", hint="Use letters, digits and . _ + - only.")
     path = results / name
-    if path.exists():
-        number = 1
-        while (aside := results / f"{name}-{number}").exists():
-            number += 1
-        with RunFolder(path).locked():
-            path.rename(aside)
+    if not path.exists():
+        return None
+    if not (path / RUN_FILE).is_file():
+        raise UsageError(f"{path} is there already and is no run.", hint="Give the run another name: --run.")
+    number = 1
+    while (aside := results / f"{name}-{number}").exists():
+        number += 1
+    with RunFolder(path).locked():
+        path.rename(aside)
+    return aside
+
+
+def create(results: Path, name: str) -> RunFolder:
+    """A new, empty run folder; UsageError when it cannot be made."""
+    path = results / name
     try:
         path.mkdir(parents=True)
     except OSError as error:

@@ -74,7 +74,8 @@ def validate(model: type[Model], document: Document, key: Key, data: Any) -> Mod
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is missing too: the word that is there says more than the one that is not.
+        first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
         location = tuple(first["loc"])
         where = document.at((*key, *location))
         if first["type"] == "extra_forbidden":

@@ -53,4 +53,4 @@ def test_unknown_name_says_the_likely_one() -> None:
 def test_missing_package_names_the_install_command() -> None:
     error = plugins.missing_package("executorch", needed_by="compressors.formats.executorch")
     assert isinstance(error, MissingPackage)
-    assert "pip install 'edgebench[executorch]'" in str(error)
+    assert "-m pip install 'edgebench[executorch]'" in str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,22 @@ def versions() -> dict[str, str]:
 def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None:
     """Write *state* to *path*."""
     with exporting.explained("The ONNX exporter", "onnxscript"), quiet.exporters():
+        _switch_telemetry_off()  # exporters may import the runtime
         import onnx
         import torch
 
         from compressors import onnx_graph
+        from compressors.task import as_outputs
 
+        with torch.no_grad():
+            results = as_outputs(state.reference(*example_inputs), "the model")
         program = torch.onnx.export(
-            state.reference, example_inputs, dynamo=True, opset_version=OPSET, verbose=False
+            state.reference,
+            example_inputs,
+            output_names=[f"output_{i}" for i in range(len(results))],
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
         )
         assert program is not None
         model = onnx_graph.with_unsigned_activations(program.model_proto)
@@ -59,11 +69,17 @@ def require_whole(path: Path) -> None:
         ) from error
 
 
+def _switch_telemetry_off() -> None:
+    """To be called before the library starts: no uploader, no device identifier in the home folder."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
 def session(model: Path | bytes) -> Any:
     """A session on the CPU with one thread; it sends no telemetry."""
+    _switch_telemetry_off()
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()
+    onnxruntime.disable_telemetry_events()  # older wheels know only this one
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from harness import config, pipeline, progress, store
 from harness.commands import _options
+from harness.core.errors import UsageError
 from harness.core.places import cache_dir
 from harness.core.types import Plan, Run
 from harness.store import RunFolder
@@ -25,7 +27,7 @@ ANSWERS = {
     "out_of_memory",
     "runtime_missing",
 }
-QUICK = Plan(blocks=2, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, memory_blocks=1, quick=True)
+QUICK = Plan(blocks=3, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, memory_blocks=1, quick=True)
 
 
 @click.command()
@@ -36,14 +38,14 @@ QUICK = Plan(blocks=2, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, me
 @_options.recipes
 @_options.formats
 @click.option(
-    "--threads", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, metavar="N"
+    "--threads", type=click.IntRange(1, 1024), multiple=True, default=(1,), show_default=True, metavar="N"
 )
 @_options.seeds
 @click.option("--inputs", type=_options.PATH, help="Inputs for FILES: an .npz with one array per input.")
 @click.option("--blocks", type=click.IntRange(min=1), help="Fresh processes per cell.  [default: 6]")
 @click.option("--min-time", type=click.FloatRange(min=0.001), help="Seconds timed per block.  [default: 0.5]")
 @click.option("--min-iterations", type=click.IntRange(min=1), help="Inferences per block.  [default: 30]")
-@click.option("--quick", is_flag=True, help="A fast look: 2 short blocks; every record says so.")
+@click.option("--quick", is_flag=True, help="A fast look: 3 short blocks; every record says so.")
 @_options.results
 @click.option("--run", "name", metavar="NAME", help="The run's name.  [default: time and model]")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, with the choices it had.")
@@ -77,11 +79,12 @@ def command(
     Everything is stored under OUT/RUN as it is measured: Ctrl-C loses nothing, and --resume goes on.
     """
     known = config.load_devices(fleet)
-    cache = cache or cache_dir()
+    cache = cache.absolute() if cache else cache_dir()
     with progress.reporter() as show:
         if resume:
+            _refuse_choices()
             folder = store.find(results, resume)
-            with _how_to_go_on(folder.path.name):
+            with _how_to_go_on(folder.path):
                 pipeline.resume(folder, known, cache, show)
         else:
             request = pipeline.Request(
@@ -96,7 +99,7 @@ def command(
             )
             chosen = config.select_devices(known, devices)
             name = name or store.default_name([Path(source).stem for source in (*models, *request.files)])
-            with _how_to_go_on(name):
+            with _how_to_go_on(results / name):
                 folder = pipeline.bench(request, chosen, results=results, name=name, cache=cache, show=show)
     return _finish(folder, as_json=as_json)
 
@@ -113,12 +116,28 @@ def _plan(quick: bool, blocks: int | None, min_time_s: float | None, min_iterati
 
 
 @contextmanager
-def _how_to_go_on(name: str) -> Iterator[None]:
+def _how_to_go_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"Stopped. Go on with: edgebench bench --resume {name}", err=True)
+        if (folder / store.RUN_FILE).exists():
+            where = "" if folder.parent == Path("results") else f" --out {folder.parent}"
+            how = f"edgebench bench --resume {folder.name}{where}"
+            click.echo(f"What was measured is kept. Go on with: {how}", err=True)
         raise
+
+
+def _refuse_choices() -> None:
+    """A run goes on with the choices that it had: another one given beside --resume is a mistake."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if given and name not in {"resume", "results", "fleet", "cache", "as_json"}:
+            raise UsageError(
+                f"{parameter.opts[-1]} does not go with --resume: the run has its choices.",
+                hint="Leave it out, or start a new run.",
+            )
 
 
 def _finish(folder: RunFolder, *, as_json: bool) -> int:

@@ -42,7 +42,7 @@ def command(
             recipes=[config.load_recipe(name) for name in recipes],
             formats=_options.format_names(formats),
             seeds=tuple(range(seeds)),
-            cache=cache or cache_dir(),
+            cache=cache.absolute() if cache else cache_dir(),
             report=show,
         )
     if as_json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +71,7 @@ def missing_package(top: str, *, needed_by: str) -> MissingPackage:
     target = f"'edgebench[{extra}]'" if extra else top
     return MissingPackage(
         f"{needed_by} needs the Python package {top!r}, which is not installed.",
-        hint=f"Install it: pip install {target}",
+        hint=f"Install it: {sys.executable} -m pip install {target}",
     )
 
 

@@ -178,8 +178,11 @@ class Cell:
     @property
     def id(self) -> str:
         """A file-name-safe id, unique within a run."""
-        parts = (self.device, self.model, self.recipe, self.format, f"t{self.threads}", self.backend)
-        return "--".join("".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts)
+        parts = [self.device, self.model, self.recipe, self.format, f"t{self.threads}", self.backend]
+        plain = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
+        if plain != parts:  # names that look alike once they are plain
+            plain.append(digest(parts)[:8])
+        return "--".join(plain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

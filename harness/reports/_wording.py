@@ -102,8 +102,11 @@ def cautions(records: Iterable[Record]) -> list[str]:
     """What a reader must know before the numbers: a busy device, a setting that was not taken."""
     taken: dict[str, tuple[float, int]] = {}
     refused: dict[tuple[str, str, str, str], int] = {}
+    notes: dict[tuple[str, str, str], None] = {}
     for record in records:
         device = record.cell.device
+        if record.runtime and record.runtime.note:
+            notes[device, record.runtime.name, record.runtime.note] = None
         cores = int(record.device.get("cpus_allowed") or record.device.get("cores") or 0)
         for block in record.blocks:
             share = _taken_by_others(block, cores)
@@ -114,6 +117,7 @@ def cautions(records: Iterable[Record]) -> list[str]:
                     key = (device, name, _plainly(setting.requested), _plainly(setting.observed))
                     refused[key] = refused.get(key, 0) + 1
     return [
+        *(f"{device}, {runtime}: {note}." for device, runtime, note in notes),
         *(
             f"{device} was busy: other processes took up to {units.percent(share, 0)} of its "
             f"{units.counted(cores, 'core')} during a block. "

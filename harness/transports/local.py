@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -98,7 +99,7 @@ class Local:
         with tempfile.TemporaryFile() as errors:
             try:
                 child = subprocess.Popen(
-                    argv,
+                    [*_ends_with_us(argv[0]), *argv],
                     cwd=self.workdir,
                     env=dict(env),
                     stdin=subprocess.DEVNULL,
@@ -171,6 +172,14 @@ class Process:
 def _state(child: subprocess.Popen[bytes], options: int) -> os.waitid_result | None:
     """How a child ended. WNOWAIT leaves it a zombie, so that its number is nobody else's until the end."""
     return os.waitid(os.P_PID, child.pid, options | os.WNOWAIT)
+
+
+def _ends_with_us(program: str) -> list[str]:
+    """What to put before an argv so that the kernel ends it with this process, killed or not."""
+    if shutil.which(program) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    setpriv = shutil.which("setpriv")  # part of every Debian and Ubuntu
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

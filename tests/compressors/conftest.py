@@ -24,8 +24,10 @@ RECIPES = {
 Built = dict[str, dict[FormatName, Artifact]]
 
 
-def request(recipe: Recipe, model: str | Path = TINY, *, seed: int = 0) -> BuildRequest:
-    return BuildRequest(model=str(model), recipe=recipe, formats=FORMATS, seed=seed)
+def request(
+    recipe: Recipe, model: str | Path = TINY, *, seed: int = 0, formats: tuple[FormatName, ...] = FORMATS
+) -> BuildRequest:
+    return BuildRequest(model=str(model), recipe=recipe, formats=formats, seed=seed)
 
 
 def ignore(event: Progress) -> None:

@@ -15,7 +15,7 @@ import pytest
 from compressors import cache as storage
 from compressors.build import BuildRequest, build, lookup
 from harness.core import tensors
-from harness.core.errors import UsageError
+from harness.core.errors import EdgebenchError, UsageError
 from harness.core.types import Artifact, Failure, FormatName, Progress, Recipe, Step
 from tests.compressors.conftest import (
     FORMATS,
@@ -218,6 +218,56 @@ def test_cache_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cache folder .*file/cache cannot be written: Not a directory"):
         build(request(RECIPES["fp32"]), tmp_path / "file" / "cache", ignore)
+
+
+LIMITED = """
+import pathlib, resource, sys
+from compressors.build import build, open_file
+from harness.core.errors import EdgebenchError
+from tests.compressors.conftest import RECIPES, ignore, request
+root = pathlib.Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk: a write fails in the middle
+try:
+    {call}
+except EdgebenchError as error:
+    print(error)
+"""
+
+
+# The limit is the whole process's. What litert-torch and ExecuTorch's runtime write elsewhere (temporary
+# files, shared memory) meets it, too, and ends the process, so each kind of write has the other formats.
+@pytest.mark.parametrize(
+    ("what", "format"),
+    [
+        ("training", "onnx"),
+        ("export", "onnx"),
+        ("export", "executorch"),
+        ("file", "onnx"),
+        ("file", "tflite"),
+    ],
+)
+def test_full_cache_folder_is_one_sentence(
+    built: Built, cache: Path, tmp_path: Path, what: str, format: FormatName
+) -> None:
+    """Whatever was being written; and nothing is stored as if the model was at fault."""
+    root = tmp_path / "cache"
+    call = f"build(request(RECIPES['fp32'], formats=('{format}',)), root, ignore)"
+    if what == "export":
+        shutil.copytree(cache / "steps", root / "steps")
+    if what == "file":
+        call = f"open_file(pathlib.Path({built['fp32'][format].path!r}), root, None)"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(call=call), str(root)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"The cache folder {root} cannot be written: File too large."), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert not list(root.rglob("failure.json"))
+
+
+def test_cache_folder_with_something_else_in_it_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "steps").touch()
+    with pytest.raises(EdgebenchError, match=r"cache folder .* cannot be written: (File exists|Not a dir)"):
+        build(request(RECIPES["fp32"]), tmp_path, ignore)
 
 
 BRANCHING = UNSUPPORTED.replace("return torch.special.bessel_j0(x)", "return x if x.sum() > 0 else -x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,7 @@ MODULES: dict[FormatName, Any] = {
 
 def ort_operators(path: str, tmp_path: Path) -> Counter[str]:
     """What ONNX Runtime makes of the file."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
@@ -290,4 +292,37 @@ def test_not_a_number_never_passes_the_gate() -> None:
     with pytest.raises(CellError, match="must reach"):
         parity.require(
             parity.compare(wanted, found, classifier=False), parity.bound(None), runtime="a runtime"
+        )
+
+
+def test_worst_output_decides_however_small_it_is() -> None:
+    """1000 times larger and right, the first output would leave 60 dB and more over both together."""
+    large = numpy.array([[1e4, -1e4]], numpy.float32)
+    wanted = [(large, numpy.array([[1.0, 2.0]], numpy.float32))] * 4
+    wrong = [(large, numpy.array([[2.0, -1.0]], numpy.float32))] * 4
+    measured = parity.compare(wanted, wrong, classifier=False)
+    assert measured.sqnr_db == pytest.approx(10 * numpy.log10(5 / 10))
+    assert measured.cosine == pytest.approx(0.0)
+    assert measured.max_abs == 3.0
+    assert parity.compare(wanted, wanted, classifier=False).sqnr_db == parity.CAP_DB
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        (numpy.ones((2, 3), numpy.float32), numpy.ones(1, numpy.float32)),
+        (numpy.ones((3, 2), numpy.float64), numpy.ones(1, numpy.float32)),
+        (numpy.ones(1, numpy.float32), numpy.ones((3, 2), numpy.float32)),
+        (numpy.ones(7, numpy.float32),),
+    ],
+    ids=["shape", "dtype", "order", "number"],
+)
+def test_outputs_of_another_signature_never_pass_the_gate(
+    found: tuple[numpy.typing.NDArray[Any], ...],
+) -> None:
+    """Even where every value agrees."""
+    wanted = [(numpy.ones((3, 2), numpy.float32), numpy.ones(1, numpy.float32))]
+    with pytest.raises(CellError, match="must reach"):
+        parity.require(
+            parity.compare(wanted, [found], classifier=False), parity.bound(None), runtime="a runtime"
         )

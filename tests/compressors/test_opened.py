@@ -15,6 +15,7 @@ from compressors.build import open_file
 from harness.core import tensors
 from harness.core.errors import UsageError
 from harness.core.types import SUFFIXES, FormatName
+from harness.pipeline import FILE_RECIPE
 from tests.compressors.conftest import FORMATS, Built
 
 
@@ -192,6 +193,29 @@ def test_outputs_that_are_not_finite_ask_for_inputs(cache: Path, tmp_path: Path)
     path = small_onnx(tmp_path / "a.onnx", "Acosh", TensorProto.FLOAT, [4])  # not a number below 1
     with pytest.raises(UsageError, match=r"outputs for generated inputs are not finite\. .*--inputs"):
         open_file(path, cache, None)
+
+
+def test_given_inputs_that_are_not_finite_are_refused(cache: Path, tmp_path: Path) -> None:
+    path = small_onnx(tmp_path / "a.onnx", "Relu", TensorProto.FLOAT, [4])
+    for value in (numpy.nan, numpy.inf, -numpy.inf):
+        numpy.savez(tmp_path / "x.npz", tokens=numpy.array([0, value, 1, 2], numpy.float32))
+        with pytest.raises(UsageError, match=r"x\.npz: 'tokens' holds values that are not finite"):
+            open_file(path, cache, tmp_path / "x.npz")
+
+
+def test_outputs_for_given_inputs_must_be_finite(cache: Path, tmp_path: Path) -> None:
+    """Nothing can be checked against them."""
+    path = small_onnx(tmp_path / "a.onnx", "Sqrt", TensorProto.FLOAT, [4])
+    numpy.savez(tmp_path / "x.npz", tokens=numpy.array([0, -1, 1, 2], numpy.float32))
+    with pytest.raises(
+        UsageError, match=r"a\.onnx: in ONNX Runtime the model's outputs for .*x\.npz are not finite"
+    ):
+        open_file(path, cache, tmp_path / "x.npz")
+
+
+def test_file_made_elsewhere_has_the_recipe_that_reports_call_it_by(cache: Path, tmp_path: Path) -> None:
+    path = small_onnx(tmp_path / "a.onnx", "Relu", TensorProto.FLOAT, [4])
+    assert open_file(path, cache, None).recipe == FILE_RECIPE
 
 
 def test_text_tensors_are_refused(cache: Path, tmp_path: Path) -> None:

@@ -200,6 +200,38 @@ def test_mistake_in_training_names_the_line(tmp_path: Path) -> None:
         build(request, tmp_path / "cache", ignore)
 
 
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        ("float('nan')", r"mine\.py: metric\(\) must return a finite number, found nan\."),
+        ("torch.tensor(float('inf'))", r"mine\.py: metric\(\) must return a finite number, found inf\."),
+        ("float('nan') if len(targets) > 80 else 1", r"mine\.py: metric\(\) .* finite number, found nan\."),
+        ("[1]", r"mine\.py: metric\(\) must return a number, found list\."),
+        ("1j", r"mine\.py: metric\(\) must return a number, found complex\."),
+        ("None if len(targets) > 80 else 1", r"mine\.py: metric\(\) must return a number, found NoneType\."),
+        (
+            "outputs[:, 0]",
+            r"mine\.py: metric\(\) must return a number, found Tensor of shape \[80\]\.",
+        ),
+    ],
+)
+def test_metric_that_gives_no_finite_number_is_one_sentence(
+    tmp_path: Path, returned: str, sentence: str
+) -> None:
+    """Also where it does so only for the whole test split."""
+    metric = f"def metric(outputs, targets): return {returned}\ndef test_loader(): return [(x, y), (x, y)]"
+    path = write(tmp_path, ('METRIC = "accuracy"', metric))
+    request = BuildRequest(model=str(path), recipe=Recipe(name="fp32"), formats=("onnx",), seed=0)
+    with pytest.raises(UsageError, match=sentence) as caught:
+        build(request, tmp_path / "cache", ignore)
+    assert "\n" not in str(caught.value)
+
+
+def test_metric_may_return_a_number_of_any_library(tmp_path: Path) -> None:
+    returned = "def metric(outputs, targets): return outputs.numpy().std()  # a numpy.float32"
+    use(write(tmp_path, ('METRIC = "accuracy"', returned)))
+
+
 def test_unknown_names_say_what_was_likely_meant() -> None:
     with pytest.raises(UsageError, match=r"no model 'digits_cn'\. Did you mean 'digits_cnn'"):
         source.locate("digits_cn")
@@ -225,6 +257,53 @@ def test_digest_follows_siblings_and_named_files_and_nothing_else(tmp_path: Path
             file.write("# 2")
         digests.append(source.task_digest(path))
         assert (digests[-1] != digests[-2]) is changes, name
+
+
+def test_digest_follows_relative_imports(tmp_path: Path) -> None:
+    """In whatever folder the importing module lies, and also through a package's __init__."""
+    path = write(tmp_path, ("import torch\n", "import torch\nfrom net import Net\nimport top\n"))
+    files = {
+        "net/__init__.py": "from .layers import Net\n",
+        "net/layers.py": "from . import blocks\nfrom .deep.inner import *\n",
+        "net/blocks.py": "import top\n",
+        "net/deep/__init__.py": "",
+        "net/deep/inner.py": "from ..shared import SIZE\nWEIGHTS = 'inner.bin'\n",
+        "net/deep/inner.bin": "",
+        "net/shared.py": "SIZE = 3\n",
+        "top.py": "",
+    }
+    unused = {"net/unused.py": "", "layers.py": "", "blocks.py": "", "shared.py": ""}
+    for name, text in {**files, **unused}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    digests = [source.task_digest(path)]
+    for name in (*files, *unused):
+        with (tmp_path / name).open("a") as file:
+            file.write("# 2")
+        digests.append(source.task_digest(path))
+        assert (digests[-1] != digests[-2]) is (name in files), name
+
+
+def test_digest_tells_files_of_one_name_in_two_folders_apart(tmp_path: Path) -> None:
+    path = write(tmp_path, ("import torch\n", "import torch\nFILES = 'a/w.bin', 'b/w.bin'\n"))
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w.bin").write_bytes(b"1")
+    digests = {source.task_digest(path)}
+    for folder in ("a", "b"):
+        (tmp_path / folder / "w.bin").write_bytes(folder.encode())
+        digests.add(source.task_digest(path))
+    assert len(digests) == 3
+
+
+def test_task_that_moves_with_its_files_is_the_same_task(tmp_path: Path) -> None:
+    path = write(tmp_path, ("import torch\n", "import torch, net.layers\nWEIGHTS = 'w.bin'\n"))
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "layers.py").write_text("from . import blocks\n")
+    (tmp_path / "net" / "blocks.py").write_text("")
+    (tmp_path / "w.bin").write_bytes(b"1")
+    shutil.copytree(tmp_path, tmp_path / "moved")
+    assert source.task_digest(tmp_path / "moved" / path.name) == source.task_digest(path)
 
 
 def test_two_tasks_may_have_modules_of_the_same_name(tmp_path: Path) -> None:

@@ -88,6 +88,23 @@ def block(job: Job, index: int) -> Block:
     )
 
 
+JOB = Job(
+    kind="latency",
+    format="onnx",
+    backend="cpu",
+    model="m.onnx",
+    check="m.ebt",
+    check_sets=1,
+    check_min_sqnr_db=60.0,
+    threads=1,
+    warmup_iterations=1,
+    warmup_time_s=0.0,
+    min_iterations=1,
+    min_time_s=0.0,
+    timeout_s=1.0,
+)
+
+
 class FakeSession:
     """A session whose blocks come from a function; remembers what was run, in order."""
 
@@ -101,7 +118,7 @@ class FakeSession:
     def runtime(self, format_name: FormatName) -> Runtime:
         return Runtime(name=format_name, version="1", engine="native")
 
-    def push(self, path: Path) -> str:
+    def push(self, path: Path, *, sha256: str | None = None) -> str:
         return str(path)
 
     def run(self, job: Job, index: int) -> Block:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,10 @@ def test_recipe_digest_is_of_the_steps() -> None:
 
 def test_cell_ids_are_file_names() -> None:
     cell = Cell(device="pi/5", model="m x", recipe="r", format="onnx", threads=2, backend="cpu")
-    assert cell.id == "pi_5--m_x--r--onnx--t2--cpu"
+    alike = replace(cell, device="pi 5")
+    assert cell.id.startswith("pi_5--m_x--r--onnx--t2--cpu--")
+    assert cell.id != alike.id, "names that look alike once they are plain"
+    assert replace(cell, device="pi5", model="m").id == "pi5--m--r--onnx--t2--cpu"
 
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +18,8 @@ from harness.core.errors import DeviceError
 from harness.core.types import Device
 from harness.transports import local
 from harness.transports.local import Local, Options
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -206,3 +211,26 @@ def test_what_cannot_be_started_is_a_device_error(place: Local) -> None:
 
     with pytest.raises(DeviceError, match="/no/such/program"):
         use()
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="without setpriv the kernel is not asked")
+def test_an_agent_does_not_outlive_a_killed_harness(tmp_path: Path) -> None:
+    code = (
+        "import sys; from harness.core.types import Device; from harness.transports import local\n"
+        "there = local.connect(Device(name='here', transport='local', options={'workdir': sys.argv[1]}))\n"
+        "with there.stream(['sh', '-c', 'echo $$; exec sleep 60'], env={}, timeout_s=60) as stream:\n"
+        "    for line in stream: print(line, flush=True)\n"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as host:
+        assert host.stdout is not None
+        agent = int(host.stdout.readline())
+        assert Path(f"/proc/{agent}").exists()
+        host.kill()
+    for _ in range(500):
+        state = Path(f"/proc/{agent}/stat")
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    os.kill(agent, signal.SIGKILL)
+    pytest.fail("the agent went on after its harness was killed")

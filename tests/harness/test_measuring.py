@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import measuring, store
-from harness.core.errors import CellError, DeviceError
-from harness.core.types import Block, Device, Job, Plan, Record
+from harness.core.errors import CellError, DeviceError, UsageError
+from harness.core.types import Block, Device, Job, Plan, Record, Runtime
 from tests.harness import fakes
 
 LOCAL = Device(name="local", transport="local")
@@ -113,6 +114,15 @@ def test_a_lost_device_is_a_reason_and_resume_goes_on(measure: Measure, folder: 
     again, session = measure(fakes.block)
     assert [r.status for r in again] == ["measured"] * 3
     assert len(session.ran) == 18 - 3
+
+
+def test_blocks_of_another_runtime_are_never_added_to(measure: Measure, folder: store.RunFolder) -> None:
+    """A record that goes on must go on with the device and the runtime that it has."""
+    cut = replace(fakes.record("int8"), blocks=(fakes.block(fakes.JOB, 0),), device={"model": "a fake"})
+    older = Runtime(name="onnx", version="0.9", engine="native")
+    folder.save(replace(cut, runtime=older))
+    with pytest.raises(UsageError, match=r"int8.*was begun with another runtime: .*0\.9.*, now "):
+        measure(fakes.block)
 
 
 def test_a_device_that_never_answers_gives_every_cell_its_reason(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -187,6 +188,17 @@ def test_a_file_that_cannot_be_pushed_is_its_cells_reason(tmp_path: Path) -> Non
     with playing(tmp_path, "true") as session, pytest.raises(CellError, match="nowhere") as caught:
         session.push(tmp_path / "nowhere.onnx")
     assert caught.value.status == "push_failed"
+
+
+def test_a_file_that_changed_since_it_was_checked_is_not_pushed(tmp_path: Path) -> None:
+    source = tmp_path / "m.onnx"
+    source.write_bytes(b"one")
+    checked = hashlib.sha256(b"one").hexdigest()
+    with playing(tmp_path, "true") as session:
+        assert session.push(source, sha256=checked)
+        source.write_bytes(b"another")
+        with pytest.raises(CellError, match="was changed since it was checked"):
+            session.push(source, sha256=checked)
 
 
 def test_the_real_agent_answers(tmp_path: Path) -> None:

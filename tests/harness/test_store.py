@@ -31,6 +31,7 @@ def test_a_run_comes_back_in_the_order_of_its_plan(tmp_path: Path) -> None:
 
 def test_a_run_of_the_same_name_is_moved_aside_never_overwritten(tmp_path: Path) -> None:
     saved(tmp_path)
+    assert store.make_room(tmp_path / "results", "night") == tmp_path / "results" / "night-1"
     second = store.create(tmp_path / "results", "night")
     assert list(second.path.iterdir()) == []
     assert store.find(tmp_path / "results", "night-1").read().records == (record("int8"),)
@@ -57,7 +58,21 @@ def test_a_path_is_as_good_as_a_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a/b"])
 def test_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be a run's name"):
-        store.create(tmp_path, name)
+        store.make_room(tmp_path, name)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    with pytest.raises(UsageError, match="is there already and is no run"):
+        store.make_room(tmp_path, "precious")
+    assert (tmp_path / "precious" / "file").read_text() == "x"
+
+
+def test_a_run_that_was_moved_goes_by_its_folders_name(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    moved = folder.path.rename(folder.path.with_name("night-1"))
+    assert store.RunFolder(moved).read().info.name == "night-1"
 
 
 def test_a_cut_off_record_is_named(tmp_path: Path) -> None:
