@@ -35,7 +35,7 @@ from harness.core.types import BACKENDS, SUFFIXES, Device, FormatName, Job
 HERE = Path(__file__).resolve().parent
 LIMIT = 0.03
 WARMUP_S = 0.2
-INPUTS = {"small": (1, 1, 40, 40), "conv": (1, 3, 64, 64)}
+INPUTS = {"small": (1, 1, 44, 44), "conv": (1, 3, 64, 64)}
 FORMATS: tuple[FormatName, ...] = ("onnx", "tflite", "executorch")
 TOOL = "import ai_edge_litert.tools.benchmark_litert_model as tool; tool.round = lambda v, _: v; tool.main()"
 
@@ -89,7 +89,7 @@ def build(name: str, folder: Path) -> None:
 
     torch.manual_seed(0)
     pool = nn.MaxPool2d(2)
-    small = [*conv(1, 32), pool, *conv(32, 64), pool, *conv(64, 64), nn.Flatten(), nn.Linear(2304, 10)]
+    small = [*conv(1, 32), pool, *conv(32, 64), pool, *conv(64, 64), nn.Flatten(), nn.Linear(3136, 10)]
     large = [
         *conv(3, 48),
         *(layer for _ in range(4) for layer in conv(48, 48)),
