@@ -144,7 +144,10 @@ def from_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Sample:
         with numpy.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in getattr(stored, "files", [])}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UsageError(f"{path} is not a .npz file: {error}.", hint="Write it with numpy.savez.") from error
+        why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        raise UsageError(
+            f"{path} is not a .npz file of plain arrays{why}.", hint="Write it with numpy.savez."
+        ) from error
     names = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(names) and list(arrays) == [f"arr_{i}" for i in range(len(names))]:
         arrays = dict(zip(names, arrays.values(), strict=True))
