@@ -107,9 +107,9 @@ def cautions(records: Iterable[Record]) -> list[str]:
         device = record.cell.device
         if record.runtime and record.runtime.note:
             notes[device, record.runtime.name, record.runtime.note] = None
-        cores = int(record.device.get("cpus_allowed") or record.device.get("cores") or 0)
+        cores = cores_of(record)
         for block in record.blocks:
-            share = _taken_by_others(block, cores)
+            share = taken_by_others(block, cores)
             if share is not None and share > BUSY_SHARE:
                 taken[device] = max(taken.get(device, (0.0, 0)), (share, cores))
             for name, setting in block.settings.items():
@@ -132,7 +132,12 @@ def cautions(records: Iterable[Record]) -> list[str]:
     ]
 
 
-def _taken_by_others(block: Block, cores: int) -> float | None:
+def cores_of(record: Record) -> int:
+    """How many CPUs the agent may use; 0 if that is not known."""
+    return int(record.device.get("cpus_allowed") or record.device.get("cores") or 0)
+
+
+def taken_by_others(block: Block, cores: int) -> float | None:
     """The share of all CPU time from before warm-up to after the loop that other processes used."""
     before, after = (block.facts.get(name) or {} for name in ("state_before", "state_after"))
     keys = ("clock_s", "cpu_s", "all_cpu_s")

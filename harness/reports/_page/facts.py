@@ -9,8 +9,11 @@ from typing import Any
 
 from harness.core import units
 from harness.core.types import SUFFIXES, Plan, Record, Setting
+from harness.reports import _wording
 
 Pairs = list[tuple[str, str]]
+#: Facts that only count up: their differences tell something, their values do not.
+COUNTERS = ("clock_s", "cpu_s", "all_cpu_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +132,11 @@ def conditions(records: Iterable[Record]) -> Pairs:
     """The device's state before and after every block: smallest to largest, or why it is not known."""
     numbers: dict[str, list[float]] = {}
     reasons: dict[str, str] = {}
+    shares: list[float] = []  # of the CPU time, taken by other processes
     for record in records:
         for block in record.blocks:
+            share = _wording.taken_by_others(block, _wording.cores_of(record))
+            shares += [] if share is None else [share]
             for moment in ("state_before", "state_after"):
                 state = block.facts.get(moment) or {}
                 for name, value in state.items():
@@ -138,7 +144,10 @@ def conditions(records: Iterable[Record]) -> Pairs:
                     if value is None:
                         reasons[name] = str(state.get(f"{name}_reason", "not said"))
     lines: Pairs = []
-    for name in sorted(name for name in numbers if not name.endswith("_reason")):
+    if shares:
+        ends = list(dict.fromkeys(units.percent(end) for end in (min(shares), max(shares))))
+        lines.append(("CPU time of other processes", units.joined(*ends) if len(ends) == 2 else ends[0]))
+    for name in sorted(name for name in numbers if name not in COUNTERS and not name.endswith("_reason")):
         found = numbers[name]
         why = f"not known: {reasons[name]}" if name in reasons else "none"
         ends = list(dict.fromkeys(text(name, end) for end in (min(found), max(found)))) if found else []
