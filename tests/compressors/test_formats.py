@@ -255,11 +255,20 @@ def wide_samples() -> list[torch.Tensor]:
 def test_gate_refuses_what_the_tflite_exporter_makes_of_strided_weights(
     wide_samples: list[torch.Tensor], tmp_path: Path
 ) -> None:
-    """litert-torch merges constants of equal shape that are not contiguous and says nothing."""
+    """
+    litert-torch takes weights that are not contiguous for one another and says nothing.
+
+    It does so where a copy of one lies where another's lay, which the allocator decides: mostly, not
+    always. So whether the file is right is found out here, with no part of the gate.
+    """
     module, path = Transposed().eval(), tmp_path / "weights.tflite"
     tflite_format.export(State(module=module), (wide_samples[0],), path)
-    with pytest.raises(CellError, match="In LiteRT"):
-        gate("tflite", path, module, wide_samples)
+    (found,) = next(tflite_format.outputs(path, [(wide_samples[0].numpy(),)]))
+    if numpy.allclose(found, module(wide_samples[0]).numpy(), atol=1e-3):
+        assert gate("tflite", path, module, wide_samples).sqnr_db > 100
+    else:
+        with pytest.raises(CellError, match="In LiteRT"):
+            gate("tflite", path, module, wide_samples)
 
 
 def test_tidy_models_are_exported_right(wide_samples: list[torch.Tensor], tmp_path: Path) -> None:
