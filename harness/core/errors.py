@@ -7,7 +7,9 @@ Every exception of edgebench, and the exit code each one ends a command with.
     ├── UsageError                 exit 4   bad input: a key, a file, an option, a task file
     ├── MissingPackage             exit 2   a library is not installed; the hint is the command
     ├── DeviceError                exit 2   a device does not answer as it should
-    │   └── TransientDeviceError   exit 2   the same, and trying again may help
+    │   ├── TransientDeviceError   exit 2   the same, and trying again may help
+    │   │   └── DeviceRebooted     exit 2   it restarted: what ran there is gone
+    │   └── SupervisorError        exit 2   our program on the device refused a call
     └── CellError                  (none)   one cell cannot be measured; becomes that cell's row
 
 Exit 0 is fine, 1 regressed, 3 nothing trustworthy was measured.
@@ -55,6 +57,19 @@ class DeviceError(EdgebenchError):
 
 class TransientDeviceError(DeviceError):
     """A device does not answer as it should, and trying again may help."""
+
+
+class DeviceRebooted(TransientDeviceError):
+    """The device restarted: what ran there is gone, what was pushed is still there."""
+
+
+class SupervisorError(DeviceError):
+    """The supervisor on the device refused a call; *kind* as in device_agents/SUPERVISOR.md."""
+
+    def __init__(self, kind: str, message: str, *, hint: str = "", facts: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+        self.facts = facts  # what came with the refusal, e.g. who holds the lease
 
 
 class CellError(EdgebenchError):

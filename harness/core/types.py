@@ -56,6 +56,8 @@ class Device:
     transport: str
     options: Mapping[str, Any] = field(default_factory=dict)  # validated keys of that transport
     tags: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)  # governor, power_mode, ...: set, then restored
+    emulated: bool = False  # its times are an emulator's: never ranked beside real devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +245,16 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """Something that went wrong and was mended while a cell was measured; its blocks are whole."""
+
+    kind: Literal["reconnected", "rebooted", "retried"]
+    utc: str  # ISO 8601, of the host
+    block: str  # e.g. "latency 3"
+    text: str  # one sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """What ran the model on the device."""
 
@@ -283,6 +295,7 @@ class Record:
     host: Mapping[str, Any]  # versions and facts of the machine that built and drove
     runtime: Runtime | None
     blocks: tuple[Block, ...] = ()
+    incidents: tuple[Incident, ...] = ()
     energy_j_per_inference: float | None = None
     energy_reason: str | None = "no power meter was asked for"
 

@@ -9,8 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """What a push had to do."""
+
+    paths: Mapping[str, str]  # name → path on the device
+    sent_files: int
+    sent_bytes: int
 
 
 class Stream(Protocol):
@@ -39,16 +49,40 @@ class Transport(Protocol):
     def python(self) -> str:
         """The interpreter that runs the agent there."""
 
+    @property
+    def workdir(self) -> str:
+        """The absolute path of the folder there that is ours: files, jobs, lease."""
+
     def push(self, source: Path, name: str) -> str:
         """Put *source* into the device's work folder as *name*, unless it is there; its path there."""
+
+    def push_all(self, files: Mapping[str, Path]) -> Pushed:
+        """Put many files there, name → source, in one go; only what is missing is sent."""
 
     def pull(self, name: str, target: Path) -> None:
         """Fetch *name* from the device's work folder into *target*."""
 
+    def call(self, method: str, /, **arguments: Any) -> dict[str, Any]:
+        """
+        Ask the supervisor on the device (device_agents/SUPERVISOR.md).
+
+        Raises SupervisorError with the supervisor's kind of error; TransientDeviceError when the link was
+        lost for longer than the device's patience.
+        """
+
     def stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float
+        self, argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float, cpus: Sequence[int] = ()
     ) -> AbstractContextManager[Stream]:
-        """Run *argv* there, in the work folder, with exactly *env*; leaving the context ends the process."""
+        """
+        Run *argv* there, in the work folder, with exactly *env*; leaving the context ends the process.
+
+        A link that is cut and comes back is no failure: the output is fetched then. Rebooted raises
+        DeviceRebooted, lost for good TransientDeviceError.
+        """
+
+    @property
+    def incidents(self) -> Sequence[str]:
+        """One sentence for each time that the link was lost and came back, in order."""
 
     def close(self) -> None:
         """Let go of the device."""
