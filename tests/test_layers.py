@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.config": ("harness", "harness.core", "harness.yaml_lines"),
     "harness.yaml_lines": ("harness.core",),
     "harness.metrics": ("harness.core",),
+    "harness.energy": (),
     "harness.compare": ("harness.core", "harness.metrics"),
     "harness.ranking": ("harness.core", "harness.metrics", "harness.compare"),
     "harness.reports": ("harness.core", "harness.metrics", "harness.compare", "harness.ranking"),
