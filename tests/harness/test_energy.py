@@ -85,6 +85,21 @@ def test_gain_and_offset_add_in_squares() -> None:
     assert found.active_uncertainty_j == pytest.approx(2 * 0.02 * 40, rel=1e-6)  # offset cancels
 
 
+def test_scatter_of_independent_readings() -> None:
+    readings = [(t, w + (1.0 if i % 2 else -1.0)) for i, (t, w) in enumerate(flat(2.0, 6.0))]
+    found = energy(measure(source(), readings, LOAD, inferences=1))
+    spread = math.sqrt(100 / 99)  # of 100 values of -1 and 1
+    assert found.total_uncertainty_j == pytest.approx(2 * spread / math.sqrt(100) * 10)
+
+
+def test_readings_near_the_edges_do_not_count_when_the_clocks_may_differ() -> None:
+    late = [(t + 0.5, w) for t, w in flat(2.0, 6.0)]
+    trusted = energy(measure(source(), late, LOAD, inferences=1))
+    assert trusted.total_j == pytest.approx(58.0)  # 5 of 100 readings are still idle
+    bounded = energy(measure(source(), late, LOAD, inferences=1, clock_uncertainty_s=0.5))
+    assert bounded.total_j == pytest.approx(60.0)
+
+
 def test_steps_coarser_than_the_noise_are_not_averaged_away() -> None:
     found = energy(measure(source(resolution=0.4), flat(2.0, 6.0), LOAD, inferences=1, idle=IDLE))
     assert found.total_uncertainty_j == pytest.approx(2 * 0.4 / math.sqrt(12) * 10, rel=1e-6)
