@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.yaml_lines": ("harness.core",),
     "harness.metrics": ("harness.core",),
     "harness.energy": (),
+    "harness.judging": ("harness.core",),
     "harness.compare": ("harness.core", "harness.metrics"),
     "harness.ranking": ("harness.core", "harness.metrics", "harness.compare"),
     "harness.reports": ("harness.core", "harness.metrics", "harness.compare", "harness.ranking"),
