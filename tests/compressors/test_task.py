@@ -73,6 +73,11 @@ MISTAKES = [
         id="exits on import",
     ),
     pytest.param(
+        ("import torch\n", "import torch\nreturn 3\n"),
+        r"mine\.py:3: importing it raised SyntaxError: 'return' outside function",
+        id="does not compile",
+    ),
+    pytest.param(
         ("import torch\n", "import torch\nimport nonesuch\n"),
         r"mine\.py:3: .*No module named 'nonesuch'",
         id="lacks a package",
@@ -194,6 +199,8 @@ TRAINED = True
 METRIC = "accuracy"
 class Net(nn.Module):
     def forward(self, x):
+        return self.rows(x)
+    def rows(self, x):
         try:
             return {}["rows"]
         except KeyError as error:
@@ -206,7 +213,7 @@ def validation_loader(): return [(torch.rand(8, 4), torch.zeros(8, dtype=torch.l
 
 def test_error_in_forward_names_the_line_that_raised_what_is_told(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(IN_FORWARD)
-    with pytest.raises(UsageError, match=r"mine\.py:11: the model's forward raised ValueError: no rows"):
+    with pytest.raises(UsageError, match=r"mine\.py:13: the model's forward raised ValueError: no rows"):
         use(tmp_path / "mine.py")
 
 
@@ -215,7 +222,7 @@ def test_error_in_a_module_beside_the_task_names_that_line(tmp_path: Path) -> No
     network, after = network.split("def model")
     (tmp_path / "rows_net.py").write_text(f"from torch import nn\nclass Net{network}")
     (tmp_path / "mine.py").write_text(f"{before}from rows_net import Net\ndef model{after}")
-    with pytest.raises(UsageError, match=r"rows_net\.py:7: the model's forward raised ValueError: no rows"):
+    with pytest.raises(UsageError, match=r"rows_net\.py:9: the model's forward raised ValueError: no rows"):
         use(tmp_path / "mine.py")
 
 
