@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from harness import ranking
+from harness import metrics, ranking
 from harness.compare import Comparison
 from harness.core import units
 from harness.core.types import Block, Record
@@ -17,13 +18,20 @@ RESOLVED_S = 0.2  # CPU time is counted in ticks of 10 ms: shorter spans say too
 
 def figure(row: Row, name: str) -> str:
     """The value of one figure with its unit, or a dash."""
-    value = row.metrics[name].value
+    value = _shown(row, name).value
     return ABSENT if value is None else _writer(row, name)(value)
+
+
+def _shown(row: Row, name: str) -> Metric:
+    """A figure as people read it: a cell that was not measured to its end has none from its blocks."""
+    metric = row.metrics[name]
+    whole = row.status == "measured" or name in metrics.OF_THE_FILE
+    return metric if whole else replace(metric, value=None, low=None, high=None, reason=row.reason)
 
 
 def spread(row: Row, name: str) -> str:
     """The spread of one figure: ``12.1–12.5 µs``, ``± 0.22 %``; empty where there is none."""
-    metric, write = row.metrics[name], _writer(row, name)
+    metric, write = _shown(row, name), _writer(row, name)
     if metric.value is None or metric.low is None or metric.high is None:
         return ""
     if metric.spread == "sd":
@@ -74,7 +82,8 @@ def about(metric: Metric) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean and how many observations stand behind them, for the rows shown."""
     lines = []
-    if timed := [r.p50_ns for r in rows if r.p50_ns.value is not None]:
+    measured = [r for r in rows if r.status == "measured"]
+    if timed := [r.p50_ns for r in measured if r.p50_ns.value is not None]:
         blocks = units.counts([m.n for m in timed], "block")
         values = units.counts([m.samples for m in timed], "timed inference")
         lines.append(
@@ -82,7 +91,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "interval: Student's t over blocks, 95 %. speed-up: against the uncompressed model in the same "
             "format, block by block."
         )
-    if sensed := [r.peak_bytes for r in rows if r.peak_bytes.value is not None]:
+    if sensed := [r.peak_bytes for r in measured if r.peak_bytes.value is not None]:
         blocks = units.counts([m.n for m in sensed], "memory block")
         lines.append(
             f"Memory: highest of {blocks} (processes that are not timed); "
@@ -99,15 +108,18 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def cautions(records: Iterable[Record]) -> list[str]:
-    """What a reader must know before the numbers: a busy device, a setting that was not taken."""
+    """What a reader must know before the numbers: a busy device, a setting not taken, too many threads."""
     taken: dict[str, tuple[float, int]] = {}
     refused: dict[tuple[str, str, str, str], int] = {}
     notes: dict[tuple[str, str, str], None] = {}
+    crowded: dict[tuple[str, int], set[int]] = {}
     for record in records:
         device = record.cell.device
         if record.runtime and record.runtime.note:
             notes[device, record.runtime.name, record.runtime.note] = None
         cores = cores_of(record)
+        if record.blocks and 0 < cores < record.cell.threads:
+            crowded.setdefault((device, cores), set()).add(record.cell.threads)
         for block in record.blocks:
             share = taken_by_others(block, cores)
             if share is not None and share > BUSY_SHARE:
@@ -128,6 +140,12 @@ def cautions(records: Iterable[Record]) -> list[str]:
             f"{device} did not take a setting: {name} was asked as {requested} and read back as {observed} "
             f"in {units.counted(count, 'block')}."
             for (device, name, requested, observed), count in refused.items()
+        ),
+        *(
+            f"{device} has {units.counted(cores, 'core')} for the agent: with "
+            f"{' and '.join(map(str, sorted(threads)))} threads, some wait while others run, "
+            "and times are longer and less steady."
+            for (device, cores), threads in crowded.items()
         ),
     ]
 

@@ -156,6 +156,48 @@ def test_a_busy_device_and_a_refused_setting_are_said_with_the_results(name: str
     assert "threads was asked as 4 and read back as 1 in 2 blocks" in text
 
 
+def unfinished(run: Run) -> Run:
+    """The last cell of *run* stopped after three of its latency blocks and one memory block."""
+    cut = run.records[-1]
+    blocks = (*cut.blocks[:3], cut.blocks[-1])
+    lost = replace(cut, status="interrupted", reason="stopped after 4 of 9 blocks", blocks=blocks)
+    return records.run([*run.records[:-1], lost])
+
+
+def test_a_cell_cut_short_shows_its_file_and_no_times() -> None:
+    whole = records.demo_run(samples=120)
+    cut = unfinished(whole)
+    row = metrics.row(cut.records[-1])
+    assert row.p99_ns.value is not None  # it is in the record, and no evidence yet
+    for name in metrics.METRICS:
+        shown = _wording.figure(row, name) != _wording.ABSENT
+        assert shown == (name in metrics.OF_THE_FILE), name
+        assert shown or _wording.spread(row, name) == ""
+    line = next(x for x in render("markdown", cut).splitlines() if "interrupted" in x).replace("\\", "")
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:13] == ["**interrupted**", *[_wording.ABSENT] * 9]
+    assert _wording.ABSENT not in cells[13:]
+    (told,) = (x for x in render("table", cut).splitlines() if "interrupted" in x and "stopped" not in x)
+    assert "µs" not in told
+    assert "ms" not in told
+
+
+def test_the_notes_count_no_cell_that_was_cut_short() -> None:
+    notes = _wording.notes(metrics.rows(unfinished(records.demo_run(samples=120))))
+    assert "median over 6 blocks" in notes[0]
+    assert "highest of 3 memory blocks" in notes[1]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "csv"])
+def test_more_threads_than_cores_are_said_once(name: str) -> None:
+    """The device of these records has two cores."""
+    told = "local has 2 cores for the agent: with 3 and 8 threads, some wait while others run"
+    assert told in render(name, records.demo_run(threads=(1, 2, 3, 8), samples=120))
+    assert "for the agent" not in render(name, records.demo_run(threads=(1, 2), samples=120))
+    unknown = records.demo_run(threads=(8,), samples=120, facts={})
+    assert "for the agent" not in render(name, unknown)
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_hostile_names_and_reasons_stay_text(name: str) -> None:
     of = records.cell(HOSTILE, model=HOSTILE)
