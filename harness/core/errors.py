@@ -82,7 +82,7 @@ class CellError(EdgebenchError):
 
 
 class AgentTrouble(CellError):
-    """An agent died, hung or spoke nonsense, which a fresh one may not do; *tries*: how often, with the first."""
+    """An agent died, hung or spoke nonsense; a fresh one may do better, in at most *tries* tries in all."""
 
     def __init__(self, status: Status, message: str, *, hint: str = "", tries: int) -> None:
         super().__init__(status, message, hint=hint)
