@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import device_agents
-from harness import runners
-from harness.core import events, plugins
+from harness import probing, runners
+from harness.core import events, fingerprint, plugins
 from harness.core.errors import CellError, DeviceError, EdgebenchError, TransientDeviceError
 from harness.core.places import cache_dir
 from harness.core.types import RUNTIMES, Block, Device, FormatName, Job, Runtime
@@ -40,7 +40,9 @@ class Session:
     device: Device
     transport: Transport
     agent: str  # path of agent.py on the device
-    facts: Mapping[str, Any]
+    probe: str  # path of the fingerprint program on the device
+    facts: Mapping[str, Any]  # what it is: equal for two records that may be compared
+    conditions: Mapping[str, Any]  # how it was when the session began: temperatures, free disk, ...
     _oom_kills: object  # how often the device had run out of memory when it was last asked
     _pushed: dict[tuple[Path, int, int], str] = field(default_factory=dict)
     _native: runners.Runner | runners.NoRunner | CellError | None = None
@@ -107,7 +109,10 @@ class Session:
             return CellError("agent_failed", f"{error.message}{words}")
         name = _signal_name(-ended.exit_code)
         if ended.exit_code == -signal.SIGKILL:
-            before, self._oom_kills = self._oom_kills, _probe(self.device, self.transport, self.agent)[1]
+            before, self._oom_kills = (
+                self._oom_kills,
+                _probe(self.device, self.transport, self.probe).get("oom_kills"),
+            )
             if before != self._oom_kills:
                 return CellError(
                     "out_of_memory",
@@ -164,18 +169,28 @@ def open_session(device: Device) -> Iterator[Session]:
     try:
         content = hashlib.sha256(AGENT.read_bytes()).hexdigest()
         agent = transport.push(AGENT, f"agent-{content[:16]}.py")
-        facts, oom_kills = _probe(device, transport, agent)
-        yield Session(device=device, transport=transport, agent=agent, facts=facts, _oom_kills=oom_kills)
+        program = probing.program()
+        probe = transport.push(program, program.name)
+        facts, conditions = fingerprint.split(_probe(device, transport, probe))
+        yield Session(
+            device=device,
+            transport=transport,
+            agent=agent,
+            probe=probe,
+            facts=facts,
+            conditions=conditions,
+            _oom_kills=conditions.get("oom_kills"),
+        )
     finally:
         transport.close()
 
 
-def _probe(device: Device, transport: Transport, agent: str) -> tuple[dict[str, Any], object]:
-    """(what the device is, how often it ran out of memory): the count is no part of its identity."""
-    argv: Sequence[str] = [transport.python, agent, "mode=probe"]
+def _probe(device: Device, transport: Transport, probe: str) -> dict[str, Any]:
+    """What the device is and how it is now, by the program *probe* on it."""
+    argv: Sequence[str] = [transport.python, probe, "mode=probe"]
     with transport.stream(argv, env=ENVIRONMENT, timeout_s=PROBE_TIMEOUT_S) as stream:
         try:
-            facts = events.read_probe(stream)
+            return events.read_probe(stream)
         except CellError as error:
             ended = _ended(stream)
             words = f"It did not end within {PROBE_TIMEOUT_S:g} s." if ended.timed_out else ended.last_words
@@ -183,7 +198,6 @@ def _probe(device: Device, transport: Transport, agent: str) -> tuple[dict[str, 
                 f"{device.name}: the agent does not answer: {error.message} {words}".strip(),
                 hint=f"It was started with {transport.python}.",
             ) from error
-    return facts, facts.pop("oom_kills", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
