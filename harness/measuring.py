@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import retrying
+from harness.core import fingerprint
 from harness.core.codec import SCHEMA
 from harness.core.errors import CellError, DeviceError, UsageError
 from harness.core.types import (
@@ -25,7 +26,7 @@ from harness.core.types import (
     Record,
     Status,
 )
-from harness.session import Conduct, Session, differing, identity, open_session
+from harness.session import Conduct, Session, open_session
 from harness.store import RunFolder, utc_now
 
 
@@ -131,9 +132,9 @@ def _attach(record: Record, session: Session) -> Record:
     except CellError as error:
         return _failed(record, error.status, str(error))
     if record.blocks:
-        before = {**identity(record.device), "runtime": record.runtime}
-        now = {**identity(session.facts), "runtime": runtime}
-        if changed := differing(before, now):
+        before = {**record.device, "runtime": record.runtime}
+        now = {**session.facts, "runtime": runtime}
+        if changed := fingerprint.differences(before, now):
             name = changed[0]
             raise UsageError(
                 f"{record.cell.id} was begun with another {name}: {before.get(name)}, now {now.get(name)}.",

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import device_agents
-from harness import agent_process, leasing, runners, taking_turns
+from harness import agent_process, leasing, probing, runners, taking_turns
 from harness.agent_process import ENVIRONMENT
-from harness.core import cpu_list, plugins
+from harness.core import cpu_list, fingerprint, plugins
 from harness.core.errors import CellError, DeviceError, EdgebenchError, TransientDeviceError
 from harness.core.places import cache_dir
 from harness.core.types import RUNTIMES, Block, Device, FormatName, Job, Runtime, Setting
@@ -28,8 +28,6 @@ from harness.transports import Transport
 AGENT = Path(device_agents.__file__).parent / "agent.py"
 #: What installs a runtime, where the wheel has another name.
 WHEELS: Mapping[str, str] = {"litert": "ai-edge-litert"}
-#: Not facts of a device but words about absent ones.
-WORDS = frozenset({"reasons"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +45,13 @@ class Session:
 
     def __init__(self, device: Device, conduct: Conduct) -> None:
         self.device = device
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}  # what it is: equal for two records that may be compared
+        self.conditions: dict[str, Any] = {}  # how it was when the session began
         self.transport: Transport
         self._conduct = conduct
         self._lease: leasing.Lease | None = None
         self._agent = ""  # path of agent.py on the device
+        self._fingerprint = ""  # path of the program there that tells what it is
         self._oom_kills: object = None  # how often the device had run out of memory when it was last asked
         self._pushed: dict[tuple[Path, int, int], str] = {}
         self._native: runners.Runner | runners.NoRunner | CellError | None = None
@@ -84,16 +84,17 @@ class Session:
     def prepare(self, *, settings: bool = True) -> None:
         """Push the agent, probe and, where they are wanted, apply the settings."""
         content = hashlib.sha256(AGENT.read_bytes()).hexdigest()
-        self._agent = self.transport.push(AGENT, f"agent-{content[:16]}.py")
-        facts = self._probe()
-        before = identity(self.facts)
-        if before and (changed := differing(before, identity(facts))):
+        agent, program = f"agent-{content[:16]}.py", probing.program()
+        paths = self.transport.push_all({agent: AGENT, program.name: program}).paths
+        self._agent, self._fingerprint = paths[agent], paths[program.name]
+        before = self.facts
+        self.facts, self.conditions = fingerprint.split(self._probe())
+        if before and (changed := fingerprint.differences(before, self.facts)):
             name = changed[0]
             raise DeviceError(
                 f"{self.device.name} came back as another device: its {name} was {before.get(name)}, "
-                f"now it is {facts.get(name)}."
+                f"now it is {self.facts.get(name)}."
             )
-        self.facts = facts
         if self._settings and settings:
             self._why_not = {
                 name: str(found["reason"])
@@ -222,10 +223,10 @@ class Session:
         return before != self._oom_kills
 
     def _probe(self) -> dict[str, Any]:
-        """What the device is; how often it ran out of memory is no part of that."""
-        argv: Sequence[str] = [self.transport.python, self._agent, "mode=probe"]
+        """What the device is and how it is now."""
+        argv: Sequence[str] = [self.transport.python, self._fingerprint, "mode=probe"]
         facts = agent_process.probe(self.transport, argv, ENVIRONMENT, name=self.device.name)
-        self._oom_kills = facts.pop("oom_kills", None)
+        self._oom_kills = facts.get("oom_kills")
         if self.device.emulated:
             facts["emulated"] = True
         return facts
@@ -255,16 +256,6 @@ class Session:
         else:
             argv = [self.transport.python, self._agent]
         return argv + agent_process.arguments(job), env
-
-
-def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts by which a device is known again."""
-    return {name: value for name, value in facts.items() if name not in WORDS}
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The names of the facts that are not what they were."""
-    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 @contextmanager

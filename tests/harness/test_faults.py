@@ -64,13 +64,14 @@ def test_a_session_mends_first_and_puts_back_at_the_end(run: Run) -> None:
     board = Board(settings={"governor": "ondemand"})
     records = run(board)
     whole(records)
-    assert board.did[:8] == [
+    assert board.did[:9] == [
         "connect",
         "hello",
         "lease take",
         "settings restore",
         "sweep",
         "push .py",
+        "push .pyz",
         "probe",
         "settings apply",
     ]
