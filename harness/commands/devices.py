@@ -15,7 +15,7 @@ from harness import config
 from harness.commands import _options
 from harness.core.errors import EdgebenchError
 from harness.core.types import FORMATS, Device
-from harness.session import open_session
+from harness.session import look
 
 
 @click.command()
@@ -36,7 +36,7 @@ def command(*, fleet: Path | None, as_json: bool) -> int:
 def _ask(device: Device) -> dict[str, Any]:
     row: dict[str, Any] = {"device": device.name, "transport": device.transport, "tags": list(device.tags)}
     try:
-        with open_session(device) as session:
+        with look(device) as session:
             runtimes = {}
             for name in FORMATS:
                 try:
