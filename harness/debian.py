@@ -105,7 +105,9 @@ def _mirror() -> str:
     for path in texts:
         if path.suffix in {".list", ".sources"} and path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
-            found = re.search(r"^(?:URIs:|deb\s(?:\s*\[.*?\])?)\s*(https?://\S+/debian)/?(?:\s|$)", text, re.M)
+            found = re.search(
+                r"^(?:URIs:|deb\s(?:\s*\[.*?\])?)\s*(https?://\S+/debian)/?(?:\s|$)", text, re.M
+            )
             if found:
                 return found[1]
     return MIRROR

@@ -20,11 +20,12 @@ import device_agents
 from harness import agent_process, leasing, probing, runners, taking_turns
 from harness.agent_process import ENVIRONMENT
 from harness.core import cpu_list, fingerprint, plugins
-from harness.core.errors import CellError, DeviceError, EdgebenchError, TransientDeviceError
+from harness.core.errors import CellError, DeviceError, EdgebenchError, SupervisorError, TransientDeviceError
 from harness.core.places import cache_dir
 from harness.core.types import RUNTIMES, Block, Device, FormatName, Job, Runtime, Setting
 from harness.transports import Transport
 
+LEAVING_S = 10.0  # how long a device is tried to be put back after an error or Ctrl-C
 AGENT = Path(device_agents.__file__).parent / "agent.py"
 #: What installs a runtime, where the wheel has another name.
 WHEELS: Mapping[str, str] = {"litert": "ai-edge-litert"}
@@ -49,7 +50,7 @@ class Session:
         self.conditions: dict[str, Any] = {}  # how it was when the session began
         self.transport: Transport
         self._conduct = conduct
-        self._lease: leasing.Lease | None = None
+        self._held = False  # whether the lease is ours
         self._agent = ""  # path of agent.py on the device
         self._fingerprint = ""  # path of the program there that tells what it is
         self._oom_kills: object = None  # how often the device had run out of memory when it was last asked
@@ -75,10 +76,11 @@ class Session:
 
     def take(self) -> None:
         """Take the lease and mend what an earlier session left: settings, agents that still run."""
-        lease = leasing.Lease(self.device, self.transport, leasing.owner(self._conduct.run))
-        lease.take(wait_s=self._conduct.wait_s, say=self._conduct.say, check=self._conduct.check)
-        self._lease = lease
-        self.transport.call("settings", action="restore")
+        how = self._conduct
+        mine = leasing.owner(how.run)
+        leasing.take(self.device, self.transport, mine, wait_s=how.wait_s, say=how.say, check=how.check)
+        self._held = True
+        self._restore()
         self.transport.call("sweep")
 
     def prepare(self, *, settings: bool = True) -> None:
@@ -128,28 +130,33 @@ class Session:
         worker.join()
 
     def _end(self, error: BaseException | None) -> None:
+        hurry = threading.Timer(LEAVING_S, self.transport.close)  # frees a call that waits for a dark device
+        hurry.daemon = True
+        if error is not None:
+            hurry.start()
         try:
-            if error is not None and not isinstance(error, EdgebenchError) and self._lease:
-                # It may have come in the middle of a call: what is left of the answer would be read next.
-                self._leave(restore=False)
-                self.connect()
-                self.take()
             self._leave(restore=not isinstance(error, TransientDeviceError))
         except EdgebenchError as trouble:
             left = "Its supervisor puts settings back and ends agents when the lease is over."
             self._conduct.say(f"{self.device.name} could not be left as it was found: {trouble} {left}")
+        finally:
+            hurry.cancel()
 
     def _leave(self, *, restore: bool) -> None:
-        lease, self._lease = self._lease, None
+        held, self._held = self._held, False
         try:
-            if lease and restore:
-                self.transport.call("settings", action="restore")
-                lease.release()
+            if held and restore:
+                self._restore()
+                leasing.release(self.transport)
         finally:
-            if lease:
-                lease.stop()
             self._hear()
             self.transport.close()
+
+    def _restore(self) -> None:
+        for name, found in self.transport.call("settings", action="restore").items():
+            if found.get("reason"):
+                why = f"{name} could not be put back to {found['requested']}: {found['reason']}"
+                self._conduct.say(f"{self.device.name}: {why}")
 
     def _hear(self) -> None:
         told = self.transport.incidents
@@ -193,18 +200,21 @@ class Session:
 
     def run(self, job: Job, index: int) -> Block:
         """Run *job* in a fresh process, with what the device's settings were; as agent_process.run."""
-        if self._lease:
-            self._lease.check()
         argv, env = self._command(job)
-        block = agent_process.run(
-            self.transport,
-            argv,
-            env,
-            job,
-            index=index,
-            cpus=self._cpus,
-            out_of_memory=self._killed_for_memory,
-        )
+        try:
+            block = agent_process.run(
+                self.transport,
+                argv,
+                env,
+                job,
+                index=index,
+                cpus=self._cpus,
+                out_of_memory=self._killed_for_memory,
+            )
+        except SupervisorError as error:
+            if error.kind == "held":  # the link was away for longer than our lease
+                raise leasing.in_use(self.device, error) from error
+            raise
         settings, facts = dict(block.settings), dict(block.facts)
         if self._settings:
             for name, found in self._call_settings("read").items():

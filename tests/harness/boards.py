@@ -86,8 +86,7 @@ class Line:
         if self.board.dark:
             raise TransientDeviceError("The board does not answer.")
         action = arguments.get("action", "")
-        if (method, action) != ("lease", "renew"):
-            self.board.did.append(f"{method} {action}".strip())
+        self.board.did.append(f"{method} {action}".strip())
         return getattr(self, f"_{method}")(**arguments)  # type: ignore[no-any-return]
 
     def _hello(self, workdir: str) -> dict[str, Any]:
@@ -96,8 +95,10 @@ class Line:
     def _sweep(self) -> dict[str, Any]:
         return {"ended": []}
 
-    def _lease(self, action: str, owner: dict[str, Any], period_s: float) -> dict[str, Any]:
-        assert period_s > 0
+    def _lease(self, action: str, **asked: Any) -> dict[str, Any]:
+        if action == "take":
+            assert set(asked["owner"]) == {"user", "host", "pid", "run"}
+            assert asked["period_s"] > 0
         if action == "take" and self.board.holder:
             self.board.holder_leaves_after -= 1
             if self.board.holder_leaves_after >= 0:
