@@ -23,7 +23,7 @@ class Refused(Exception):
 
 
 def read(names=None, root="/"):
-    """What holds now: name -> {requested, observed, before: None, reason}; *names*: maybe with what is asked."""
+    """What holds now: name -> {requested, observed, before: None, reason}; *names* may be {name: asked}."""
     wanted = names if isinstance(names, dict) else dict.fromkeys(names or NAMES)
     return {name: _row(value, root, name) for name, value in wanted.items() if name != "sudo"}
 
