@@ -7,7 +7,7 @@ import getpass
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +29,25 @@ class Secrets:
 
     def passphrase(self, target: Target, path: Path) -> str | None:
         """The passphrase of a key file: from EDGEBENCH_PASSPHRASE(_NAME), else from the terminal; or None."""
-        return self._get(target, "EDGEBENCH_PASSPHRASE", str(path), f"Passphrase of {path}")
+        names = (f"EDGEBENCH_PASSPHRASE_{target.variable}", "EDGEBENCH_PASSPHRASE")
+        return self._get(names, str(path), f"Passphrase of {path} ({target.name}): ")
 
     def password(self, target: Target) -> str | None:
-        """The password of a user: from EDGEBENCH_PASSWORD(_NAME), else from the terminal; or None."""
-        return self._get(target, "EDGEBENCH_PASSWORD", target.where, f"Password of {target.where}")
+        """
+        The password of a user: from EDGEBENCH_PASSWORD_NAME, else from the terminal; or None.
 
-    def _get(self, target: Target, variable: str, key: str, question: str) -> str | None:
-        names = [*(f"{variable}_{name}" for name in target.secret_names), variable]
-        for name in names:
+        There is no variable for all devices: one host must not be shown the password of another.
+        """
+        names = (f"EDGEBENCH_PASSWORD_{target.variable}",)
+        return self._get(names, target.where, f"Password of {target.where} ({target.name}): ")
+
+    def _get(self, variables: Sequence[str], key: str, question: str) -> str | None:
+        for name in variables:
             if value := os.environ.get(name):
                 return value
         with _ASKING:
             if key not in self._known:
-                self._known[key] = _ask(f"{question} ({target.name}): ")
+                self._known[key] = _ask(question)
             return self._known[key]
 
 
@@ -252,7 +257,7 @@ def _refused(target: Target, methods: list[str], tried: list[str], notes: list[s
     offered = f"offered: {', '.join(tried)}" if tried else "there was nothing to offer"
     more = f"; {'; '.join(notes)}" if notes else ""
     locked = [note for note in notes if note.endswith("needs its passphrase")]
-    name = target.secret_names[0]
+    name = target.variable
     if locked:
         hint = f"Add the key to ssh-agent (ssh-add), or set EDGEBENCH_PASSPHRASE_{name}, or use a terminal."
     elif "publickey" in methods:

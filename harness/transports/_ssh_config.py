@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.core.errors import UsageError
 from harness.core.types import Device
@@ -54,8 +54,10 @@ class Options(BaseModel):
     def _no_secrets(cls, data: Any) -> Any:
         for key in SECRET_KEYS:
             if isinstance(data, Mapping) and key in data:
-                data = {k: v for k, v in data.items() if k != key}
-                raise _SecretInFile(key)
+                raise ValueError(
+                    f"secrets do not belong into this file: remove {key!r}, and use a key or ssh-agent; "
+                    "or set EDGEBENCH_PASSWORD_<DEVICE> or EDGEBENCH_PASSPHRASE in the environment"
+                )
         return data
 
     @field_validator("host")
@@ -93,17 +95,6 @@ class Options(BaseModel):
         return self
 
 
-class _SecretInFile(UsageError):
-    """A password does not belong into a file that is shared."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(
-            f"A device has the key {key!r}: secrets do not belong into devices.yaml.",
-            hint="Remove it. Use a key or ssh-agent; or set EDGEBENCH_PASSWORD_<DEVICE> or "
-            "EDGEBENCH_PASSPHRASE_<DEVICE> in the environment; on a terminal you are asked.",
-        )
-
-
 def _plain(pattern: re.Pattern[str], value: str, rule: str) -> str:
     if not pattern.fullmatch(value):
         raise ValueError(rule)
@@ -114,8 +105,9 @@ def _plain(pattern: re.Pattern[str], value: str, rule: str) -> str:
 class Target:
     """One ssh server on the way to a device, with everything that ~/.ssh/config says about it."""
 
-    name: str  # who it is in sentences: the device's name, or "jump host X"
-    secret_names: tuple[str, ...]  # suffixes of the environment variables that may hold its secrets
+    device: str  # the entry of devices.yaml that leads here
+    name: str  # who it is in sentences: the device's name, or "jump host X of" it
+    variable: str  # end of the names of the environment variables that may hold its secrets
     host: str  # where to connect to
     port: int
     user: str
@@ -139,11 +131,10 @@ def route(device: Device) -> tuple[Target, ...]:
     """The servers to go through, outermost first, the device last; UsageError where that makes no sense."""
     config = _Config.read()
     targets: tuple[Target, ...] = ()
-    entries = [*device.options.get(HOPS, ()), (device.name, own_options(device))]
-    for name, entry in entries:
-        options = entry if isinstance(entry, Options) else Options.model_validate(entry)
+    entries = [(name, _valid(name, entry)) for name, entry in device.options.get(HOPS, ())]
+    for name, options in [*entries, (device.name, own_options(device))]:
         jump = "none" if targets else options.jump  # a device behind a device has no other way
-        targets += config.chain(name, options, jump, depth=0)
+        targets += config.chain(name, options, jump)
     if len(targets) > MAX_HOPS:
         raise UsageError(f"{device.name}: there are more than {MAX_HOPS} hosts on the way to it.")
     return targets
@@ -151,7 +142,16 @@ def route(device: Device) -> tuple[Target, ...]:
 
 def own_options(device: Device) -> Options:
     """The validated options of *device*; UsageError says what does not fit."""
-    return Options.model_validate({key: v for key, v in device.options.items() if key != HOPS})
+    return _valid(device.name, {key: value for key, value in device.options.items() if key != HOPS})
+
+
+def _valid(name: str, entry: Mapping[str, Any]) -> Options:
+    try:
+        return Options.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{name}: {where}: {first['msg'].removeprefix('Value error, ')}.") from error
 
 
 def with_hops(device: Device, fleet: Mapping[str, Device]) -> Device:
@@ -178,14 +178,7 @@ def with_hops(device: Device, fleet: Mapping[str, Device]) -> Device:
         via = str(fleet[via].options.get("via") or "")
     if not chain:
         return device
-    return Device(
-        name=device.name,
-        transport=device.transport,
-        options={**device.options, HOPS: tuple(chain)},
-        tags=device.tags,
-        settings=device.settings,
-        emulated=device.emulated,
-    )
+    return dataclasses.replace(device, options={**device.options, HOPS: tuple(chain)})
 
 
 class _Config:
@@ -207,22 +200,24 @@ class _Config:
         except (paramiko.SSHException, ValueError) as error:
             raise UsageError(f"{user} cannot be understood: {error}.") from error
 
-    def chain(self, name: str, options: Options, jump: str, *, depth: int) -> tuple[Target, ...]:
-        """The target that *options* describe, with the jump hosts before it."""
+    def chain(
+        self, device: str, options: Options, jump: str, *, depth: int = 0, name: str = ""
+    ) -> tuple[Target, ...]:
+        """The target that *options* describe, after its jump hosts; *name* is what a jump host is called."""
         if depth > MAX_HOPS:
-            raise UsageError(f"{name}: the jump hosts of {self.source} lead in a circle.")
+            raise UsageError(f"{device}: the jump hosts of {self.source} lead in a circle.")
         entry = self._lookup(options.host)
-        target = self._target(name, options, entry)
-        command = entry.get("proxycommand")
-        jumps = jump or ("" if command else str(entry.get("proxyjump") or ""))
-        if not jumps or jumps.lower() == "none":
-            return (target,) if not jump else (_without_command(target),)
+        target = self._target(device, name or device, options, entry)
+        jumps = jump or ("" if target.proxy_command else str(entry.get("proxyjump") or ""))
+        if jumps and target.proxy_command:
+            target = dataclasses.replace(target, proxy_command=None)
         way: tuple[Target, ...] = ()
         for hop in _hops(jumps):
-            hop_name = f"jump host {hop.host} of {name}" if not depth else f"jump host {hop.host}"
             # Only the first one may have a way of its own: the others are reached through it.
-            way += self.chain(hop_name, hop, "none" if way else "", depth=depth + 1)
-        return (*way, _without_command(target))
+            own = "none" if way else ""
+            hop_name = f"jump host {hop.host} of {device}"
+            way += self.chain(device, hop, own, depth=depth + 1, name=hop_name)
+        return (*way, target)
 
     def _lookup(self, host: str) -> Mapping[str, Any]:
         import paramiko
@@ -232,7 +227,7 @@ class _Config:
         except (paramiko.SSHException, KeyError, ValueError) as error:
             raise UsageError(f"{self.source}: the entry for {host} cannot be used: {error}.") from error
 
-    def _target(self, name: str, options: Options, entry: Mapping[str, Any]) -> Target:
+    def _target(self, device: str, name: str, options: Options, entry: Mapping[str, Any]) -> Target:
         host = str(entry.get("hostname") or options.host)
         try:
             port = options.port or int(entry.get("port") or 22)
@@ -245,8 +240,9 @@ class _Config:
         plain = str(entry.get("hostkeyalias") or host).lower()
         alias = "hostkeyalias" in entry
         return Target(
+            device=device,
             name=name,
-            secret_names=tuple(_variable(text) for text in dict.fromkeys((name, options.host))),
+            variable=_variable(device if name == device else options.host),
             host=host,
             port=port,
             user=options.user or str(entry.get("user") or getpass.getuser()),
@@ -259,10 +255,6 @@ class _Config:
             agent=_agent(str(entry.get("identityagent") or "SSH_AUTH_SOCK")),
             proxy_command=entry.get("proxycommand"),
         )
-
-
-def _without_command(target: Target) -> Target:
-    return dataclasses.replace(target, proxy_command=None)
 
 
 def _hops(jumps: str) -> list[Options]:
@@ -341,4 +333,4 @@ def _path(text: str) -> Path:
 
 def _variable(name: str) -> str:
     """How an environment variable calls a device: PI5 for pi5, LAB_PI for lab-pi."""
-    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name.rpartition(" ")[2]).upper()
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name).upper()

@@ -99,7 +99,7 @@ def check(target: Target, shown: HostKey) -> None:
     if any(entry.revoked and entry.key == shown for entry in entries):
         raise HostKeyError(
             f"{target.name}: {target.known_as} shows a revoked host key: {shown}. Nothing was sent to it.",
-            hint="Give the device a new host key, then: edgebench devices trust NAME --replace.",
+            hint=f"Give it a new host key, then: edgebench devices trust {target.device} --replace",
         )
     valid = [entry for entry in entries if not entry.revoked]
     if any(entry.key == shown for entry in valid):
@@ -107,7 +107,7 @@ def check(target: Target, shown: HostKey) -> None:
     if not valid:
         raise HostKeyError(
             f"{target.name}: the host key of {target.known_as} is not known: {shown}.",
-            hint=f"Compare it with the device, then: edgebench devices trust {_device(target)}",
+            hint=f"Compare it with the device, then: edgebench devices trust {target.device}",
         )
     same = [entry for entry in valid if entry.key.type == shown.type] or valid
     raise HostKeyError(
@@ -115,7 +115,7 @@ def check(target: Target, shown: HostKey) -> None:
         f"Known ({same[0].path}:{same[0].line}): {same[0].key}. "
         f"Shown now: {shown}. Somebody may be in between; nothing was sent.",
         hint="Was the device set up anew? Compare the key on the device itself (ssh-keygen -lf "
-        f"/etc/ssh/ssh_host_ed25519_key.pub), then: edgebench devices trust {_device(target)} --replace",
+        f"/etc/ssh/ssh_host_ed25519_key.pub), then: edgebench devices trust {target.device} --replace",
     )
 
 
@@ -145,11 +145,6 @@ def _name(target: Target) -> str:
     from paramiko import HostKeys
 
     return HostKeys.hash_host(target.known_as) if target.hash_known_hosts else target.known_as
-
-
-def _device(target: Target) -> str:
-    """The device whose `trust` asks for this target's key, jump hosts included."""
-    return target.name.rpartition(" of ")[2]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -15,7 +15,7 @@ from harness.core.errors import DeviceError, TransientDeviceError
 from harness.transports import _ssh_known, _ssh_socket
 from harness.transports._ssh_auth import Secrets, log_in
 from harness.transports._ssh_config import Target
-from harness.transports._ssh_way import PACKET_BYTES, WINDOW_BYTES, Way, listening
+from harness.transports._ssh_way import PACKET_BYTES, WINDOW_BYTES, Heard, Way, listening
 
 if TYPE_CHECKING:
     import paramiko
@@ -26,6 +26,7 @@ ERROR_BYTES = 4000
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 DIGESTS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
 MIN_PYTHON = (3, 8)
+_SILENCE = logging.NullHandler()
 #: Says that the interpreter runs, and which it is. It stands inside single quotes and has no character that
 #: sh, bash, dash, zsh, fish or csh treats specially there.
 HERE = (
@@ -106,8 +107,9 @@ def open_way(targets: Sequence[Target], secrets_: Secrets, timeout_s: float, *, 
     way = Way(targets[-1].name)
     try:
         for target in targets:
-            with _sentences(target, again=again):
-                transport = handshake(way, target, timeout_s)
+            with sentences(target, again=again):
+                transport = handshake(target, way.last, way.heard, timeout_s)
+                way.add(transport)
                 _ssh_known.check(target, _ssh_known.of_paramiko(transport.get_remote_server_key()))
                 transport.auth_timeout = timeout_s
                 log_in(transport, target, secrets_)
@@ -119,29 +121,40 @@ def open_way(targets: Sequence[Target], secrets_: Secrets, timeout_s: float, *, 
 
 
 def handshake(
-    way: Way, target: Target, timeout_s: float, key_types: Sequence[str] = ()
+    target: Target,
+    before: paramiko.Transport | None,
+    heard: Heard,
+    timeout_s: float,
+    key_types: Sequence[str] = (),
 ) -> paramiko.Transport:
-    """The next connection of *way*, up to the point where the server has proved that it owns its host key."""
+    """
+    A connection up to the point where the server has proved that it owns the key that it shows.
+
+    *before* leads to the host in front of it. Raises what paramiko and sockets raise.
+    """
     import paramiko
 
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # failures are ours to tell
-    sock = _ssh_socket.dial(target, way.last, timeout_s)
+    logging.getLogger("paramiko").addHandler(_SILENCE)  # what fails is ours to tell
+    sock = _ssh_socket.dial(target, before, timeout_s)
     try:
         transport = paramiko.Transport(
-            sock, default_window_size=WINDOW_BYTES, packetizer_class=listening(way.heard)
+            sock, default_window_size=WINDOW_BYTES, packetizer_class=listening(heard)
         )
     except BaseException:
         sock.close()
         raise
-    way.add(transport)
-    transport.banner_timeout = transport.handshake_timeout = transport.channel_timeout = timeout_s
-    options = transport.get_security_options()
-    options.ciphers = CIPHERS
-    options.digests = DIGESTS
-    options.key_types = key_types or _preferred(target, options.key_types)
-    transport.start_client(timeout=timeout_s)
-    if transport.host_key is None:
-        raise TimeoutError
+    try:
+        transport.banner_timeout = transport.handshake_timeout = transport.channel_timeout = timeout_s
+        options = transport.get_security_options()
+        options.ciphers = CIPHERS
+        options.digests = DIGESTS
+        options.key_types = key_types or _preferred(target, options.key_types)
+        transport.start_client(timeout=timeout_s)
+        if transport.host_key is None:  # start_client() returns when its time is over
+            raise TimeoutError
+    except BaseException:
+        transport.close()
+        raise
     return transport
 
 
@@ -153,7 +166,7 @@ def _preferred(target: Target, offered: Sequence[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _sentences(target: Target, *, again: bool) -> Iterator[None]:
+def sentences(target: Target, *, again: bool = False) -> Iterator[None]:
     """Turn what a connection can fail with into one sentence each."""
     import paramiko
 

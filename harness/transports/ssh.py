@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from harness.transports import Pushed, Stream
 from harness.transports._ssh_auth import Secrets
 from harness.transports._ssh_config import HOPS, Options, Target, own_options, route, with_hops
 from harness.transports._ssh_link import Link, open_way, start
+from harness.transports._ssh_trust import Finding, look
 from harness.transports._supervisor import Supervisor
 from harness.transports._wire import READER
 
-__all__ = ["Options", "connect", "with_hops"]
+__all__ = ["Options", "connect", "findings", "with_hops"]
 
 
 def connect(device: Device) -> Ssh:
@@ -40,6 +41,17 @@ def connect(device: Device) -> Ssh:
         transport.close()
         raise
     return transport
+
+
+def findings(device: Device) -> Iterator[Finding]:
+    """
+    What each host on the way to *device* shows, outermost first; the device is the last one.
+
+    A host is looked at when it is asked for: by then those before it must be trusted. Raises as connect().
+    """
+    targets, secrets = route(device), Secrets()
+    for count in range(1, len(targets) + 1):
+        yield look(targets[:count], secrets, own_options(device).connect_timeout_s)
 
 
 class _Opener:
