@@ -84,6 +84,7 @@ PLUGINS = (
 )
 HEAVY = {"torch", "torchao", "executorch", "onnx", "onnxruntime", "onnxscript", "litert_torch"}
 HEAVY |= {"ai_edge_litert", "numpy", "pandas", "scipy", "sklearn", "plotly", "torch_pruning"}
+HEAVY |= {"paramiko", "cryptography", "nacl", "bcrypt"}
 MAY_BE_HEAVY = ("compressors.passes", "compressors.formats", "compressors.tasks")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 80
