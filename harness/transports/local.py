@@ -59,7 +59,10 @@ def connect(device: Device) -> Local:
             hint=f"Set workdir of {device.name} to a folder that can be written.",
         ) from error
     supervisor = Supervisor(
-        lambda: Pipe(bootstrap_command(python)), workdir=str(workdir), patience_s=PATIENCE_S, name=device.name
+        lambda: Pipe(bootstrap_command(sys.executable)),
+        workdir=str(workdir),
+        patience_s=PATIENCE_S,
+        name=device.name,
     )
     return Local(workdir=str(workdir), python=python, supervisor=supervisor)
 
