@@ -352,7 +352,8 @@ def end(folder, why="It was stopped."):
         return None
     alive = family(job)
     if runs(job["keeper"]):
-        save(os.path.join(folder, "why"), {"why": why})
+        with contextlib.suppress(OSError):  # on a full disk it ends all the same, without the reason
+            save(os.path.join(folder, "why"), {"why": why})
         with contextlib.suppress(ProcessLookupError):
             os.kill(job["keeper"]["pid"], signal.SIGTERM)
         limit = time.monotonic() + STOP_S
