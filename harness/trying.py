@@ -29,7 +29,7 @@ try:
     from importlib import metadata
     print(metadata.version("{package}"))
 except Exception as error:  # what a package says of a failed import is long: the first cause is what helps
-    while error.__cause__ or error.__context__:
+    while error.__cause__ or (error.__context__ and not error.__suppress_context__):
         error = error.__cause__ or error.__context__
     print(type(error).__name__ + ": " + (str(error).strip().splitlines() or [""])[0], file=sys.stderr)
     sys.exit(1)
