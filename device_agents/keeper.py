@@ -56,7 +56,8 @@ def boot_id():
 def stat(pid):
     """(state, parent, session, start time in ticks since boot) of a process; None when there is none."""
     try:
-        with open("/proc/{}/stat".format(pid), "rb") as file:
+        # The file of its first thread says the same, and an emulator (qemu-user) leaves it alone.
+        with open("/proc/{0}/task/{0}/stat".format(pid), "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None

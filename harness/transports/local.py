@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.core.errors import DeviceError
+from harness.core.errors import DeviceError, SupervisorError
 from harness.core.places import cache_dir
 from harness.core.types import Device
 from harness.transports import Pushed
@@ -122,6 +122,8 @@ class Local:
         """Copy *name* out of the work folder."""
         try:
             shutil.copyfile(Path(self.workdir, FILES, name), target)
+        except FileNotFoundError as error:
+            raise SupervisorError("not_found", f"There is no {name} in {self.workdir}.") from error
         except OSError as error:
             raise DeviceError(f"{name} cannot be copied to {target}: {error.strerror}.") from error
 
