@@ -137,6 +137,13 @@ def _chain(
     return {**device.options, "via": behind}
 
 
+def device_called(fleet: Mapping[str, Device], name: str) -> Device:
+    """The device of exactly this name."""
+    if name not in fleet:
+        raise plugins.unknown("device", name, fleet)
+    return fleet[name]
+
+
 def select_devices(fleet: Mapping[str, Device], patterns: Sequence[str]) -> list[Device]:
     """The devices that *patterns* name (names, globs or tags), in the order asked for, each once."""
     chosen: dict[str, Device] = {}

@@ -232,6 +232,21 @@ def _failed(record: Record, status: Status, reason: str) -> Record:
     return replace(record, status=status, reason=reason)
 
 
+def summary(device: Device, records: Sequence[Record]) -> str:
+    """What came of a device, in one line: ``pi5: measured 9 of 12 cells; 3 lost_device: It is off.``"""
+    measured = sum(record.status == "measured" for record in records)
+    parts = [f"{device.name}: measured {measured} of {len(records)} cells"]
+    failed: dict[tuple[str, str], int] = {}
+    for record in records:
+        if record.status != "measured":
+            key = (record.status, record.reason or "")
+            failed[key] = failed.get(key, 0) + 1
+    parts += [f"{count} {status}: {reason}" for (status, reason), count in failed.items()]
+    if again := sum(len(record.incidents) for record in records):
+        parts.append(f"{again} of its troubles passed")
+    return "; ".join(parts)
+
+
 def reopened(records: Iterable[Record]) -> list[Record]:
     """Records for --resume: what was cut short or lost its device is open again, with its blocks."""
     again = {"interrupted", "lost_device", "timeout", "agent_failed", "push_failed", "not_ready"}

@@ -104,6 +104,7 @@ class Session:
 
     def reconnect(self) -> None:
         """Begin again on a device that was lost: a new connection, lease, agent and settings as before."""
+        self._conduct.check()
         self._leave(restore=False)
         self._pushed.clear()
         self.connect()

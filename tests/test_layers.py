@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harness.config",
         "harness.measuring",
         "harness.progress",
+        "harness.session",
         "harness.store",
         "compressors.build",
     ),
