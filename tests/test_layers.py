@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.compare": ("harness.core", "harness.metrics"),
     "harness.ranking": ("harness.core", "harness.metrics", "harness.compare"),
     "harness.reports": ("harness.core", "harness.metrics", "harness.compare", "harness.ranking"),
-    "harness.transports": ("harness.core",),
+    "harness.transports": ("harness.core", "device_agents"),
     "harness.meters": ("harness.core",),
     "harness.core": ("harness.core",),
     "compressors": ("harness.core", "compressors"),
