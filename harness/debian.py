@@ -1,4 +1,4 @@
-"""Debian's own numpy for devices that PyPI has none for (32-bit Arm): fetched on this machine without root."""
+"""Debian's own numpy for devices that PyPI has none for (32-bit Arm), fetched here without root."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _fetch(machine: str, codename: str, work: Path, stem: Path) -> Numpy | NoWhe
 
 
 def _download(architecture: str, codename: str, work: Path) -> list[Path] | NoWheel:
-    """Fetch the packages with an apt that has nothing but its trust and its proxy settings from this system."""
+    """Fetch the packages with an apt of our own: of this system it takes the keyring and the mirror."""
     for name in ("state/lists/partial", "cache/archives/partial", "etc"):
         (work / name).mkdir(parents=True)
     (work / "state" / "status").touch()
@@ -105,7 +105,9 @@ def _mirror() -> str:
     for path in texts:
         if path.suffix in {".list", ".sources"} and path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
-            found = re.search(r"^(?:URIs:|deb\s(?:\s*\[.*?\])?)\s*(https?://\S+/debian)/?(?:\s|$)", text, re.M)
+            found = re.search(
+                r"^(?:URIs:|deb\s(?:\s*\[.*?\])?)\s*(https?://\S+/debian)/?(?:\s|$)", text, re.M
+            )
             if found:
                 return found[1]
     return MIRROR

@@ -42,7 +42,10 @@ UNUSED_OF = {
         *("numpy/*/_simd.*", "numpy/*/_*_tests.*.so"),
     ),
     "onnxruntime": (
-        *(f"onnxruntime/{name}/*" for name in ("backend", "datasets", "quantization", "tools", "transformers")),
+        *(
+            f"onnxruntime/{name}/*"
+            for name in ("backend", "datasets", "quantization", "tools", "transformers")
+        ),
         *("onnxruntime/capi/libonnxruntime.so*", "onnxruntime/ThirdPartyNotices.txt"),
     ),
     "ai-edge-litert": (
