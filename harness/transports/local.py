@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.core.errors import DeviceError
+from harness.core.errors import DeviceError, SupervisorError
 from harness.core.places import cache_dir
 from harness.core.types import Device
 from harness.transports import Pushed
@@ -117,8 +117,11 @@ class Local:
 
     def pull(self, name: str, target: Path) -> None:
         """Copy *name* out of the work folder."""
+        source = Path(self.workdir, FILES, name)
+        if not source.exists():  # as the supervisor of another device says it
+            raise SupervisorError("not_found", f"There is no {source}.")
         try:
-            shutil.copyfile(Path(self.workdir, FILES, name), target)
+            shutil.copyfile(source, target)
         except OSError as error:
             raise DeviceError(f"{name} cannot be copied to {target}: {error.strerror}.") from error
 
