@@ -230,7 +230,10 @@ def heat(tree, _args):
     paths = [path for pattern in patterns for path in tree.glob("/sys/class/" + pattern)]
     paths += tree.glob(CPU + "/cpu*/thermal_throttle/core_throttle_count")
     counts = {path: tree.number(path) for path in paths}
-    signs.update({"/".join(p.split("/")[-2:]): n for p, n in counts.items() if not isinstance(n, Absent)})
+    for path, n in counts.items():
+        kind = tree.read(os.path.dirname(path) + "/type") or ""  # a fan is a cooling device too
+        name = "/".join(filter(None, [kind, *path.split("/")[-2:]]))
+        signs.update({} if isinstance(n, Absent) else {name: n})
     return {
         "temperatures_c": zones or Absent("no thermal zone that measures"),
         "temperatures_left_out": dropped,
