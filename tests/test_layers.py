@@ -29,12 +29,44 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harness.config",
         "harness.measuring",
         "harness.progress",
+        "harness.session",
         "harness.store",
         "compressors.build",
     ),
     "harness.building": ("harness.core", "compressors.build"),
-    "harness.measuring": ("harness.core", "harness.session", "harness.store"),
-    "harness.session": ("harness.core", "harness.runners", "harness.transports", "device_agents"),
+    "harness.measuring": (
+        "harness",
+        "harness.core",
+        "harness.retrying",
+        "harness.session",
+        "harness.store",
+    ),
+    "harness.retrying": ("harness.core", "harness.store"),
+    "harness.session": (
+        "harness",
+        "harness.core",
+        "harness.agent_process",
+        "harness.leasing",
+        "harness.probing",
+        "harness.runners",
+        "harness.taking_turns",
+        "harness.transports",
+        "device_agents",
+    ),
+    "harness.doctor": (
+        "harness",
+        "harness.core",
+        "harness.agent_process",
+        "harness.diagnosis",
+        "harness.leasing",
+        "harness.session",
+        "harness.transports",
+    ),
+    "harness.diagnosis": ("harness.core",),
+    "harness.probing": ("harness.core", "device_agents"),
+    "harness.agent_process": ("harness.core", "harness.transports"),
+    "harness.leasing": ("harness.core", "harness.transports"),
+    "harness.taking_turns": ("harness.core",),
     "harness.runners": ("harness.core", "device_agents"),
     "harness.store": ("harness.core",),
     "harness.progress": ("harness.core",),
@@ -44,7 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.compare": ("harness.core", "harness.metrics"),
     "harness.ranking": ("harness.core", "harness.metrics", "harness.compare"),
     "harness.reports": ("harness.core", "harness.metrics", "harness.compare", "harness.ranking"),
-    "harness.transports": ("harness.core",),
+    "harness.transports": ("harness.core", "device_agents"),
     "harness.meters": ("harness.core",),
     "harness.core": ("harness.core",),
     "compressors": ("harness.core", "compressors"),
@@ -62,6 +94,7 @@ PLUGINS = (
 )
 HEAVY = {"torch", "torchao", "executorch", "onnx", "onnxruntime", "onnxscript", "litert_torch"}
 HEAVY |= {"ai_edge_litert", "numpy", "pandas", "scipy", "sklearn", "plotly", "torch_pruning"}
+HEAVY |= {"paramiko", "cryptography", "nacl", "bcrypt"}
 MAY_BE_HEAVY = ("compressors.passes", "compressors.formats", "compressors.tasks")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 80

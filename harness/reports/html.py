@@ -76,6 +76,7 @@ def _devices(groups: Sequence[Ranking], records: Mapping[Cell, Record]) -> list[
             "name": device,
             "facts": _device_facts(device, records),
             "conditions": facts.conditions(r for cell, r in records.items() if cell.device == device),
+            "incidents": _wording.incidents(r for cell, r in records.items() if cell.device == device),
             "models": [_model(model, of_model, records) for model, of_model in models.items()],
         }
         for device, models in by_device.items()

@@ -43,7 +43,8 @@ def render(run: Run) -> str:
         lines += _section(group)
     all_rows = metrics.rows(run)
     lines += [f"- **{_text(caution)}**" for caution in _wording.cautions(run.records)]
-    lines += [f"- {_text(note)}" for note in _wording.notes(all_rows)]
+    notes = [*_wording.incidents(run.records), *_wording.notes(all_rows)]
+    lines += [f"- {_text(note)}" for note in notes]
     return "\n".join([*lines, "", f"**{metrics.coverage(all_rows)}**", ""])
 
 

@@ -44,7 +44,7 @@ def render(run: Run, *, width: int = WIDTH, color: bool = False) -> str:
     all_rows = metrics.rows(run)
     for caution in _wording.cautions(run.records):
         _say(console, caution, "yellow")
-    for note in _wording.notes(all_rows):
+    for note in [*_wording.incidents(run.records), *_wording.notes(all_rows)]:
         _say(console, note, "dim")
     if left_out:
         _say(

@@ -74,6 +74,12 @@ def test_cell_ids_are_file_names() -> None:
     assert replace(cell, device="pi5", model="m").id == "pi5--m--r--onnx--t2--cpu"
 
 
+def test_cell_ids_of_long_names_still_fit_a_file_name() -> None:
+    cell = Cell(device="é" * 64, model="m" * 200, recipe="r", format="onnx", threads=2, backend="cpu")
+    assert len(cell.id.encode()) <= 230
+    assert cell.id != replace(cell, model="m" * 201).id
+
+
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
 
 

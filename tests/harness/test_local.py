@@ -74,7 +74,9 @@ def test_push_copies_and_does_not_copy_again(place: Local, source: Path) -> None
     inode = target.stat().st_ino
     place.push(source, "name")
     assert target.stat().st_ino == inode
-    assert [path.name for path in place.workdir.iterdir()] == ["name"]  # and leaves nothing beside it
+    assert [path.name for path in Path(place.workdir, "files").iterdir()] == [
+        "name"
+    ]  # and leaves nothing beside it
 
 
 def test_push_mends_what_is_not_what_it_should_be(place: Local, source: Path) -> None:

@@ -1,0 +1,141 @@
+"""Look at a device without measuring on it: can it be reached, what is it, is it fit, what to do about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import agent_process, diagnosis, leasing
+from harness.core import units
+from harness.core.errors import DeviceError, EdgebenchError, SupervisorError
+from harness.core.types import Device
+from harness.diagnosis import Line
+from harness.session import Conduct, Session
+from harness.transports import Transport
+
+TRIPS = 8
+NOISE_TIMEOUT_S = 60.0
+NOISE_LEASE_S = 30.0
+ANSWER_BYTES = 1 << 16
+#: About 20 ms on a fast core, 0.1 s on a slow one; nothing but the processor takes part.
+NOISE = """
+import json, time
+times = []
+for _ in range(20):
+    begin = time.perf_counter_ns()
+    total = 0
+    for i in range(200000):
+        total += i * i % 7
+    times.append(time.perf_counter_ns() - begin)
+print(json.dumps(times))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """All that was found out about one device."""
+
+    device: str
+    transport: str
+    lines: tuple[Line, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fit(self) -> bool:
+        """Whether nothing is bad."""
+        return all(line.level != "bad" for line in self.lines)
+
+
+def examine(device: Device) -> Page:
+    """
+    The page of *device*; one that cannot be reached, or is lost meanwhile, has a page that says why.
+
+    Nothing there is changed, and nothing is timed while somebody else holds it.
+    """
+    session = Session(device, Conduct(run="doctor"))
+    found: list[Line] = []
+    try:
+        begin = time.monotonic()
+        session.connect()
+        connected_s = time.monotonic() - begin
+    except EdgebenchError as error:
+        return Page(device=device.name, transport=device.transport, lines=(_unreachable(device, error),))
+    try:
+        found += _link(device, session.transport, connected_s)
+        owner = _owner(device, session.transport)
+        found.append(owner)
+        session.prepare(settings=False)
+        found += diagnosis.lines(device, session.facts, session.conditions)
+        found += diagnosis.runtimes(device, session.facts.get("runtimes") or {}, {})
+        found.append(_noise(device, session.transport, in_use=owner.level != "ok"))
+    except EdgebenchError as error:
+        found.append(Line(name="device", level="bad", text=error.message, todo=error.hint))
+    finally:
+        session.end(None)
+    return Page(
+        device=device.name,
+        transport=device.transport,
+        lines=tuple(found),
+        facts=session.facts,
+        conditions=session.conditions,
+    )
+
+
+def _unreachable(device: Device, error: EdgebenchError) -> Line:
+    host = device.options.get("host")
+    user = device.options.get("user")
+    address = f"{user}@{host}" if user else host
+    todo = error.hint or (f"Is it on and in this network? Try: ssh {address}" if host else "")
+    return Line(name="reachable", level="bad", text=error.message, todo=todo)
+
+
+def _link(device: Device, transport: Transport, connected_s: float) -> Iterator[Line]:
+    """The time to connect, the round trip, how the host is known, and its clock."""
+    trips = []
+    for _ in range(TRIPS):
+        sent_s, begin = time.time(), time.perf_counter()
+        told = transport.call("hello", workdir=transport.workdir)
+        trip_s = time.perf_counter() - begin
+        # The device read its clock at some time in the trip: in the middle, give or take half of it.
+        trips.append((trip_s, sent_s + trip_s / 2 - float(told["clock_s"])))
+    best_s, offset_s = min(trips)
+    text = f"connected in {units.duration(connected_s * 1e9)}, round trip {units.duration(best_s * 1e9)}"
+    yield Line(name="reachable", level="ok", text=f"{text} (best of {TRIPS})")
+    key = getattr(transport, "host_key", None)
+    if device.transport == "local":
+        yield Line(name="host key", level="ok", text="this machine: none is needed")
+    else:
+        yield Line(name="host key", level="ok", text=f"{key or 'known'}; strictly checked")
+    yield diagnosis.clock(offset_s, best_s / 2)
+
+
+def _owner(device: Device, transport: Transport) -> Line:
+    """Who holds the device: its lease is taken for a moment and dropped."""
+    mine = leasing.owner("doctor")
+    try:
+        transport.call("lease", action="take", owner=mine, period_s=NOISE_LEASE_S)
+        transport.call("lease", action="release", owner=mine, period_s=NOISE_LEASE_S)
+    except SupervisorError as error:
+        if error.kind != "held":
+            raise
+        told = leasing.in_use(device, error)
+        return Line(name="in use", level="warn", text=told.message, todo="Wait until it is free.")
+    return Line(name="in use", level="ok", text="by nobody")
+
+
+def _noise(device: Device, transport: Transport, *, in_use: bool) -> Line:
+    """How equal work differs in time there, by one process; not while somebody measures."""
+    if in_use:
+        text = "not looked at: it would disturb who is using the device"
+        return Line(name="noise", level="warn", text=text, todo="Ask again when it is free.")
+    argv = [transport.python, "-c", NOISE]
+    env = dict(agent_process.ENVIRONMENT)
+    done = transport.call("run", argv=argv, env=env, timeout_s=NOISE_TIMEOUT_S, limit=ANSWER_BYTES)
+    if done.get("exit_code") != 0:
+        words = str(done.get("err") or "it said nothing").strip().splitlines()[-1]
+        raise DeviceError(f"{device.name}: a short piece of work did not end there: {words}")
+    return diagnosis.noise(json.loads(done["out"]))
