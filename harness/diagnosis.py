@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,19 +52,25 @@ def lines(device: Device, facts: Facts, conditions: Facts) -> list[Line]:
     ]
 
 
-def runtimes(device: Device, present: Facts, missing: Facts) -> Iterator[Line]:
-    """Runtimes: *present* name → version or None, *missing* name → why it could not be provisioned."""
+def runtimes(device: Device, present: Facts, missing: Facts, installable: Facts) -> Iterator[Line]:
+    """
+    One line per runtime: what is there, or whether it can be put there.
+
+    *present* name → version or None, *missing* name → why it cannot run there, *installable* name → what
+    ``edgebench provision`` would put there.
+    """
     nothing = not any(present.get(name) for name in RUNTIMES.values())
     for format_name, name in RUNTIMES.items():
         if version := present.get(name):
             yield Line(name=name, level="ok", text=f"{version}, runs {format_name}")
             continue
+        level: Level = "bad" if nothing else "warn"
         if name in missing:
-            text, todo = f"cannot run here: {missing[name]}", ""
-        else:
-            text = f"not there: no {format_name} cell can be measured"
-            todo = f"edgebench provision {device.name}"
-        yield Line(name=name, level="bad" if nothing else "warn", text=text, todo=todo)
+            yield Line(name=name, level=level, text=f"cannot be had: {missing[name]}")
+            continue
+        text = f"not there, so no {format_name} cell can be measured"
+        text += f"; {installable[name]} fits" if name in installable else ""
+        yield Line(name=name, level=level, text=text, todo=f"edgebench provision {shlex.quote(device.name)}")
 
 
 def clock(offset_s: float, uncertainty_s: float) -> Line:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness import agent_process, diagnosis, leasing
+from harness import agent_process, diagnosis, leasing, parts, provisioning, wheels
 from harness.core import units
 from harness.core.errors import DeviceError, EdgebenchError, SupervisorError
-from harness.core.types import Device
+from harness.core.places import cache_dir
+from harness.core.types import RUNTIMES, Device
 from harness.diagnosis import Line
 from harness.session import Conduct, Session
 from harness.transports import Transport
@@ -20,6 +22,7 @@ TRIPS = 8
 NOISE_TIMEOUT_S = 60.0
 NOISE_LEASE_S = 30.0
 ANSWER_BYTES = 1 << 16
+HOST_PYTHON = (sys.version_info.major, sys.version_info.minor)
 #: About 20 ms on a fast core, 0.1 s on a slow one; nothing but the processor takes part.
 NOISE = """
 import json, time
@@ -70,7 +73,7 @@ def examine(device: Device) -> Page:
         found.append(owner)
         session.prepare(settings=False)
         found += diagnosis.lines(device, session.facts, session.conditions)
-        found += diagnosis.runtimes(device, session.facts.get("runtimes") or {}, {})
+        found += _runtimes(device, session)
         found.append(_noise(device, session.transport, in_use=owner.level != "ok"))
     except EdgebenchError as error:
         found.append(Line(name="device", level="bad", text=error.message, todo=error.hint))
@@ -125,6 +128,45 @@ def _owner(device: Device, transport: Transport) -> Line:
         told = leasing.in_use(device, error)
         return Line(name="in use", level="warn", text=told.message, todo="Wait until it is free.")
     return Line(name="in use", level="ok", text="by nobody")
+
+
+def _runtimes(device: Device, session: Session) -> list[Line]:
+    """What is there by itself or by provisioning; for what is not, whether it could be."""
+    manifest = provisioning.installed(session.transport)
+    present = {name: version for name, version in (session.facts.get("runtimes") or {}).items() if version}
+    missing: dict[str, str] = {}
+    if manifest:
+        present, missing = present | dict(manifest.runtimes), dict(manifest.missing)
+    installable: dict[str, str] = {}
+    asked = {"bits": "python_bits", "machine": "arch", "python": "python", "libc": "libc"}
+    target_facts = {key: str(session.facts.get(name) or "") for key, name in asked.items()}
+    for name in RUNTIMES.values():
+        if name in present or name in missing:
+            continue
+        try:
+            wheel = _wheel(name, wheels.parse_target(device.name, target_facts))
+        except DeviceError as error:  # nothing can be put there
+            missing[name] = str(error)
+            continue
+        if isinstance(wheel, wheels.Wheel):
+            installable[name] = f"{wheel.package} {wheel.version}"
+        elif wheel.final:
+            missing[name] = wheel.reason
+    return list(diagnosis.runtimes(device, present, missing, installable))
+
+
+def _wheel(runtime: str, target: wheels.Target) -> wheels.Wheel | wheels.NoWheel:
+    """What provisioning would take for *runtime*; it is fetched into the cache, which provisioning uses."""
+    if runtime == parts.EXECUTORCH:  # the native runner needs the wheel's libraries, not its Python
+        target = replace(target, python=HOST_PYTHON, glibc=parts.ANY_GLIBC)
+    answers = []
+    for package in parts.PACKAGES.get(runtime, (runtime,)):
+        answer = wheels.resolve(package, target, cache_dir())
+        if isinstance(answer, wheels.Wheel):
+            return answer
+        answers.append(answer)
+    final = all(answer.final for answer in answers)
+    return wheels.NoWheel(reason="; ".join(answer.reason for answer in answers), final=final)
 
 
 def _noise(device: Device, transport: Transport, *, in_use: bool) -> Line:

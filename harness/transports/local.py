@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.core.errors import DeviceError
+from harness.core.errors import DeviceError, SupervisorError
 from harness.core.places import cache_dir
 from harness.core.types import Device
 from harness.transports import Pushed
@@ -59,7 +59,10 @@ def connect(device: Device) -> Local:
             hint=f"Set workdir of {device.name} to a folder that can be written.",
         ) from error
     supervisor = Supervisor(
-        lambda: Pipe(bootstrap_command(python)), workdir=str(workdir), patience_s=PATIENCE_S, name=device.name
+        lambda: Pipe(bootstrap_command(sys.executable)),
+        workdir=str(workdir),
+        patience_s=PATIENCE_S,
+        name=device.name,
     )
     return Local(workdir=str(workdir), python=python, supervisor=supervisor)
 
@@ -117,8 +120,11 @@ class Local:
 
     def pull(self, name: str, target: Path) -> None:
         """Copy *name* out of the work folder."""
+        source = Path(self.workdir, FILES, name)
+        if not source.exists():  # as the supervisor of another device says it
+            raise SupervisorError("not_found", f"There is no {source}.")
         try:
-            shutil.copyfile(Path(self.workdir, FILES, name), target)
+            shutil.copyfile(source, target)
         except OSError as error:
             raise DeviceError(f"{name} cannot be copied to {target}: {error.strerror}.") from error
 
