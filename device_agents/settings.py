@@ -23,8 +23,9 @@ class Refused(Exception):
 
 
 def read(names=None, root="/"):
-    """What holds now: name -> {requested: None, observed, before: None, reason}."""
-    return {name: _row(None, root, name) for name in names or NAMES}
+    """What holds now: name -> {requested, observed, before: None, reason}; *names* may be {name: asked}."""
+    wanted = names if isinstance(names, dict) else dict.fromkeys(names or NAMES)
+    return {name: _row(value, root, name) for name, value in wanted.items() if name != "sudo"}
 
 
 def apply(wanted, sudo=False, folder=".", root="/"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,7 +70,7 @@ def load_devices(path: Path | None, *, this_machine: bool = True) -> dict[str, D
     document = yaml_lines.read(path)
     entries = yaml_lines.validate(_Fleet, document, (), document.data).devices
     named = {name: _device(document, name, entry) for name, entry in entries.items()}
-    return fleet | {name: _behind(document, device, named) for name, device in named.items()}
+    return fleet | {name: _placed(document, device, named) for name, device in named.items()}
 
 
 def _device(document: yaml_lines.Document, name: str, entry: Mapping[str, Any]) -> Device:
@@ -106,35 +105,17 @@ def _device(document: yaml_lines.Document, name: str, entry: Mapping[str, Any]) 
     )
 
 
-def _behind(document: yaml_lines.Document, device: Device, named: Mapping[str, Device]) -> Device:
-    """
-    *device* with the options of the host that it is behind (``via: NAME``) in place of that name.
-
-    The host's options hold its own ``via`` in the same way, so a transport gets the whole chain.
-    """
-    return replace(device, options=_chain(document, device, named, (device.name,)))
-
-
-def _chain(
-    document: yaml_lines.Document, device: Device, named: Mapping[str, Device], path: tuple[str, ...]
-) -> Mapping[str, Any]:
-    name = device.options.get("via")
-    if not name:
-        return device.options
-    where = f"{document.at(('devices', device.name, 'via'))}: {device.name} is via {name!r}"
-    if name not in named:
-        close = difflib.get_close_matches(name, named, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "Give the name of an ssh device of this file."
-        raise UsageError(f"{where}, which is no device of this file.", hint=hint)
-    host = named[name]
-    if host.transport != "ssh":
-        raise UsageError(
-            f"{where}, which is a {host.transport} device; only an ssh device can be passed through."
-        )
-    if name in path:
-        raise UsageError(f"{where}, which leads back to it: {' → '.join([*path, name])}.")
-    behind = {"name": name, **_chain(document, host, named, (*path, name))}
-    return {**device.options, "via": behind}
+def _placed(document: yaml_lines.Document, device: Device, named: Mapping[str, Device]) -> Device:
+    """*device* with the hosts that it is behind (``via: NAME``), if its transport can go through others."""
+    with_hops = getattr(plugins.load(TRANSPORTS, device.transport), "with_hops", None)
+    if with_hops is None:
+        return device
+    try:
+        placed: Device = with_hops(device, named)
+    except UsageError as error:
+        where = document.at(("devices", device.name, "via"))
+        raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
+    return placed
 
 
 def device_called(fleet: Mapping[str, Device], name: str) -> Device:

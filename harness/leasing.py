@@ -1,16 +1,15 @@
-"""The lease of a device: taken before anything is done there, renewed during use, dropped at the end."""
+"""The lease of a device: taken before anything is done there, dropped at the end; who else may have it."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.core.errors import CellError, DeviceError, SupervisorError, TransientDeviceError
+from harness.core.errors import CellError, SupervisorError
 from harness.core.types import Device
 from harness.transports import Transport
 
@@ -33,71 +32,43 @@ def period_s(device: Device) -> float:
     return float(device.options.get("patience_s") or PERIOD_S)
 
 
-class Lease:
-    """A lease that is held; a thread renews it, so that a long block does not lose it."""
+def take(
+    device: Device,
+    transport: Transport,
+    mine: Mapping[str, Any],
+    *,
+    wait_s: float,
+    say: Callable[[str], None],
+    check: Callable[[], None],
+) -> None:
+    """
+    Take the lease for *mine*, waiting up to *wait_s* for another owner; the transport renews it.
 
-    def __init__(self, device: Device, transport: Transport, mine: Mapping[str, Any]) -> None:
-        self._device = device
-        self._transport = transport
-        self._period_s = period_s(device)
-        self._asked: dict[str, Any] = {"owner": dict(mine), "period_s": self._period_s}
-        self._over = threading.Event()
-        self._lost: CellError | None = None
-        self._thread = threading.Thread(target=self._renew, name=f"lease of {device.name}", daemon=True)
+    CellError ``not_ready`` says who has it. *check* is called while it waits, and may raise.
+    """
+    deadline = time.monotonic() + wait_s
+    next_word = time.monotonic()
+    while True:
+        try:
+            transport.call("lease", action="take", owner=dict(mine), period_s=period_s(device))
+        except SupervisorError as error:
+            if error.kind != "held":
+                raise
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise in_use(device, error) from error
+            if time.monotonic() >= next_word:
+                next_word = time.monotonic() + SAY_AGAIN_S
+                say(f"{in_use(device, error).message} Waiting for it up to {left_s:.0f} s more.")
+            check()
+            time.sleep(min(ASK_AGAIN_S, left_s))
+        else:
+            return
 
-    def take(self, *, wait_s: float, say: Callable[[str], None], check: Callable[[], None]) -> None:
-        """
-        Take it, waiting up to *wait_s* for another owner; CellError ``not_ready`` says who has it.
 
-        *check* is called while it waits, and may raise.
-        """
-        deadline = time.monotonic() + wait_s
-        said = -SAY_AGAIN_S
-        while True:
-            try:
-                self._transport.call("lease", action="take", **self._asked)
-                break
-            except SupervisorError as error:
-                if error.kind != "held":
-                    raise
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise in_use(self._device, error) from error
-                if time.monotonic() - said >= SAY_AGAIN_S:
-                    said = time.monotonic()
-                    say(f"{in_use(self._device, error).message} Waiting for it up to {left_s:.0f} s more.")
-                check()
-                self._over.wait(min(ASK_AGAIN_S, left_s))
-        self._thread.start()
-
-    def check(self) -> None:
-        """CellError ``not_ready`` when somebody else has got it meanwhile."""
-        if self._lost is not None:
-            raise self._lost
-
-    def release(self) -> None:
-        """Drop it."""
-        self.stop()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._transport.call("lease", action="release", **self._asked)
-
-    def stop(self) -> None:
-        """Renew it no more: it ends by itself then."""
-        self._over.set()
-
-    def _renew(self) -> None:
-        while not self._over.wait(self._period_s / 3):
-            try:
-                self._transport.call("lease", action="renew", **self._asked)
-            except SupervisorError as error:
-                if error.kind == "held":
-                    self._lost = in_use(self._device, error)
-                    return
-            except TransientDeviceError:
-                continue  # the block that runs sees the same, and says it
-            except DeviceError:
-                return
+def release(transport: Transport) -> None:
+    """Drop it."""
+    transport.call("lease", action="release")
 
 
 def in_use(device: Device, error: SupervisorError) -> CellError:

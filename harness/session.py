@@ -9,6 +9,7 @@ the device puts back and drops the lease by itself (device_agents/SUPERVISOR.md)
 from __future__ import annotations
 
 import hashlib
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import device_agents
-from harness import agent_process, leasing, probing, runners, taking_turns
+from harness import agent_process, leasing, probing, provisioning, runners, taking_turns
 from harness.agent_process import ENVIRONMENT
 from harness.core import cpu_list, fingerprint, plugins
-from harness.core.errors import CellError, DeviceError, EdgebenchError, TransientDeviceError
+from harness.core.errors import CellError, DeviceError, EdgebenchError, SupervisorError, TransientDeviceError
 from harness.core.places import cache_dir
 from harness.core.types import RUNTIMES, Block, Device, FormatName, Job, Runtime, Setting
 from harness.transports import Transport
 
+LEAVING_S = 10.0  # how long a device is tried to be put back after an error or Ctrl-C
 AGENT = Path(device_agents.__file__).parent / "agent.py"
 #: What installs a runtime, where the wheel has another name.
 WHEELS: Mapping[str, str] = {"litert": "ai-edge-litert"}
@@ -38,6 +40,7 @@ class Conduct:
     wait_s: float = 0.0  # how long to wait for a device that is in use
     say: Callable[[str], None] = lambda _text: None
     check: Callable[[], None] = lambda: None
+    settings: bool = True  # whether the device gets its settings: not needed when nothing is timed
 
 
 class Session:
@@ -49,11 +52,12 @@ class Session:
         self.conditions: dict[str, Any] = {}  # how it was when the session began
         self.transport: Transport
         self._conduct = conduct
-        self._lease: leasing.Lease | None = None
+        self._held = False  # whether the lease is ours
         self._agent = ""  # path of agent.py on the device
         self._fingerprint = ""  # path of the program there that tells what it is
         self._oom_kills: object = None  # how often the device had run out of memory when it was last asked
         self._pushed: dict[tuple[Path, int, int], str] = {}
+        self._installed: provisioning.Manifest | None = None  # what ``edgebench provision`` put there
         self._native: runners.Runner | runners.NoRunner | CellError | None = None
         self._settings = {name: v for name, v in device.settings.items() if name not in ("sudo", "affinity")}
         self._cpus = cpu_list.parse(device.settings["affinity"]) if "affinity" in device.settings else ()
@@ -75,15 +79,18 @@ class Session:
 
     def take(self) -> None:
         """Take the lease and mend what an earlier session left: settings, agents that still run."""
-        lease = leasing.Lease(self.device, self.transport, leasing.owner(self._conduct.run))
-        lease.take(wait_s=self._conduct.wait_s, say=self._conduct.say, check=self._conduct.check)
-        self._lease = lease
-        self.transport.call("settings", action="restore")
+        how = self._conduct
+        mine = leasing.owner(how.run)
+        leasing.take(self.device, self.transport, mine, wait_s=how.wait_s, say=how.say, check=how.check)
+        self._held = True
+        self._restore()
         self.transport.call("sweep")
 
-    def prepare(self, *, settings: bool = True) -> None:
+    def prepare(self) -> None:
         """Push the agent, probe and, where they are wanted, apply the settings."""
         content = hashlib.sha256(AGENT.read_bytes()).hexdigest()
+        if self.device.transport != "local":
+            self._installed = provisioning.installed(self.transport)
         agent, program = f"agent-{content[:16]}.py", probing.program()
         paths = self.transport.push_all({agent: AGENT, program.name: program}).paths
         self._agent, self._fingerprint = paths[agent], paths[program.name]
@@ -95,7 +102,7 @@ class Session:
                 f"{self.device.name} came back as another device: its {name} was {before.get(name)}, "
                 f"now it is {self.facts.get(name)}."
             )
-        if self._settings and settings:
+        if self._settings and self._held and self._conduct.settings:
             self._why_not = {
                 name: str(found["reason"])
                 for name, found in self._call_settings("apply").items()
@@ -110,6 +117,10 @@ class Session:
         self.connect()
         self.take()
         self.prepare()
+
+    def forget(self) -> None:
+        """Our folder on the device was removed: there is nothing left to put back."""
+        self._held = False
 
     def incidents(self) -> list[str]:
         """What has happened to the link since this was last asked, one sentence each."""
@@ -128,28 +139,33 @@ class Session:
         worker.join()
 
     def _end(self, error: BaseException | None) -> None:
+        hurry = threading.Timer(LEAVING_S, self.transport.close)  # frees a call that waits for a dark device
+        hurry.daemon = True
+        if error is not None:
+            hurry.start()
         try:
-            if error is not None and not isinstance(error, EdgebenchError) and self._lease:
-                # It may have come in the middle of a call: what is left of the answer would be read next.
-                self._leave(restore=False)
-                self.connect()
-                self.take()
             self._leave(restore=not isinstance(error, TransientDeviceError))
         except EdgebenchError as trouble:
             left = "Its supervisor puts settings back and ends agents when the lease is over."
             self._conduct.say(f"{self.device.name} could not be left as it was found: {trouble} {left}")
+        finally:
+            hurry.cancel()
 
     def _leave(self, *, restore: bool) -> None:
-        lease, self._lease = self._lease, None
+        held, self._held = self._held, False
         try:
-            if lease and restore:
-                self.transport.call("settings", action="restore")
-                lease.release()
+            if held and restore:
+                self._restore()
+                leasing.release(self.transport)
         finally:
-            if lease:
-                lease.stop()
             self._hear()
             self.transport.close()
+
+    def _restore(self) -> None:
+        for name, found in self.transport.call("settings", action="restore").items():
+            if found.get("reason"):
+                why = f"{name} could not be put back to {found['requested']}: {found['reason']}"
+                self._conduct.say(f"{self.device.name}: {why}")
 
     def _hear(self) -> None:
         told = self.transport.incidents
@@ -187,24 +203,36 @@ class Session:
             note = native.reason
         version = self.facts.get("runtimes", {}).get(name)
         if version is None:
-            hint = f"Install it there: {self.transport.python} -m pip install {WHEELS.get(name, name)}"
-            raise CellError("runtime_missing", f"{self.device.name} has no {name}.", hint=hint)
+            raise self._missing(name)
         return Runtime(name=name, version=version, engine="python", note=note)
+
+    def _missing(self, name: str) -> CellError:
+        why = f"{self.device.name} has no {name}."
+        if self.device.transport == "local":
+            hint = f"Install it: {self.transport.python} -m pip install {WHEELS.get(name, name)}"
+            return CellError("runtime_missing", why, hint=hint)
+        if self._installed and name in self._installed.missing:
+            return CellError("runtime_missing", f"{why} {self._installed.missing[name]}")
+        hint = f"Put it there: edgebench provision {shlex.quote(self.device.name)}"
+        return CellError("runtime_missing", why, hint=hint)
 
     def run(self, job: Job, index: int) -> Block:
         """Run *job* in a fresh process, with what the device's settings were; as agent_process.run."""
-        if self._lease:
-            self._lease.check()
         argv, env = self._command(job)
-        block = agent_process.run(
-            self.transport,
-            argv,
-            env,
-            job,
-            index=index,
-            cpus=self._cpus,
-            out_of_memory=self._killed_for_memory,
-        )
+        try:
+            block = agent_process.run(
+                self.transport,
+                argv,
+                env,
+                job,
+                index=index,
+                cpus=self._cpus,
+                out_of_memory=self._killed_for_memory,
+            )
+        except SupervisorError as error:
+            if error.kind == "held":  # the link was away for longer than our lease
+                raise leasing.in_use(self.device, error) from error
+            raise
         settings, facts = dict(block.settings), dict(block.facts)
         if self._settings:
             for name, found in self._call_settings("read").items():
@@ -226,7 +254,7 @@ class Session:
     def _probe(self) -> dict[str, Any]:
         """What the device is and how it is now."""
         argv: Sequence[str] = [self.transport.python, self._fingerprint, "mode=probe"]
-        facts = agent_process.probe(self.transport, argv, ENVIRONMENT, name=self.device.name)
+        facts = agent_process.probe(self.transport, argv, self._python_env(), name=self.device.name)
         self._oom_kills = facts.get("oom_kills")
         if self.device.emulated:
             facts["emulated"] = True
@@ -242,21 +270,27 @@ class Session:
 
     def _make_runner(self) -> runners.Runner | runners.NoRunner | CellError:
         if self.device.transport != "local":
-            return runners.NoRunner(reason="there is no native runner for this device")
+            found = self._installed.runner if self._installed else None
+            if found is None:
+                return runners.NoRunner(reason="there is no native runner on this device")
+            return runners.Runner(
+                path=Path(found.path), library_dir=Path(found.library_dir), version=found.version
+            )
         try:
             return runners.executorch(cache_dir())
         except EdgebenchError as error:
             return CellError("agent_failed", error.message, hint=error.hint)
 
     def _command(self, job: Job) -> tuple[list[str], dict[str, str]]:
-        env = dict(ENVIRONMENT)
         native = self._native_runner() if job.format == "executorch" else None
         if isinstance(native, runners.Runner):
-            argv = [str(native.path)]
-            env["LD_LIBRARY_PATH"] = str(native.library_dir)
+            argv, env = [str(native.path)], {**ENVIRONMENT, "LD_LIBRARY_PATH": str(native.library_dir)}
         else:
-            argv = [self.transport.python, self._agent]
+            argv, env = [self.transport.python, self._agent], self._python_env()
         return argv + agent_process.arguments(job), env
+
+    def _python_env(self) -> dict[str, str]:
+        return {**ENVIRONMENT, **(self._installed.python_env() if self._installed else {})}
 
 
 @contextmanager
@@ -292,7 +326,7 @@ def look(device: Device) -> Iterator[Session]:
     session = Session(device, Conduct())
     session.connect()
     try:
-        session.prepare(settings=False)
+        session.prepare()
         yield session
     finally:
         session.end(None)

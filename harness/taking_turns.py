@@ -18,7 +18,7 @@ def address(device: Device) -> Hashable:
     """By what two entries are known to lead to the same machine before it is asked."""
     if device.transport == "local":
         return "local"
-    way = {key: device.options.get(key) for key in ("host", "port", "user", "jump", "via", "serial")}
+    way = {key: device.options.get(key) for key in ("host", "port", "user", "jump", "hops", "serial")}
     return digest([device.transport, way])
 
 

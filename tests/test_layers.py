@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harness.agent_process",
         "harness.leasing",
         "harness.probing",
+        "harness.provisioning",
         "harness.runners",
         "harness.taking_turns",
         "harness.transports",
@@ -67,6 +68,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "harness.diagnosis": ("harness.core",),
     "harness.probing": ("harness.core", "device_agents"),
+    "harness.wheels": ("harness.core",),
+    "harness.debian": ("harness.core", "harness.wheels"),
+    "harness.parts": ("harness", "harness.debian", "harness.runners", "harness.wheels"),
+    "harness.trying": ("harness", "harness.core", "harness.parts", "harness.runners", "harness.transports"),
+    "harness.provisioning": (
+        "harness",
+        "harness.core",
+        "harness.parts",
+        "harness.transports",
+        "harness.trying",
+        "harness.wheels",
+    ),
     "harness.agent_process": ("harness.core", "harness.transports"),
     "harness.leasing": ("harness.core", "harness.transports"),
     "harness.taking_turns": ("harness.core",),
@@ -97,6 +110,7 @@ PLUGINS = (
 )
 HEAVY = {"torch", "torchao", "executorch", "onnx", "onnxruntime", "onnxscript", "litert_torch"}
 HEAVY |= {"ai_edge_litert", "numpy", "pandas", "scipy", "sklearn", "plotly", "torch_pruning"}
+HEAVY |= {"paramiko", "cryptography", "nacl", "bcrypt"}
 MAY_BE_HEAVY = ("compressors.passes", "compressors.formats", "compressors.tasks")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 80

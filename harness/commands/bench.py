@@ -46,6 +46,7 @@ QUICK = Plan(blocks=3, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, me
 @click.option("--blocks", type=click.IntRange(min=1), help="Fresh processes per cell.  [default: 6]")
 @click.option("--min-time", type=click.FloatRange(min=0.001), help="Seconds timed per block.  [default: 0.5]")
 @click.option("--min-iterations", type=click.IntRange(min=1), help="Inferences per block.  [default: 30]")
+@click.option("--timeout", type=click.FloatRange(min=1), help="Seconds until a block is ended.  [default: 120]")
 @click.option("--quick", is_flag=True, help="A fast look: 3 short blocks; every record says so.")
 @_options.results
 @click.option("--run", "name", metavar="NAME", help="The run's name.  [default: time and model]")
@@ -75,6 +76,7 @@ def command(
     blocks: int | None,
     min_time: float | None,
     min_iterations: int | None,
+    timeout: float | None,
     quick: bool,
     results: Path,
     name: str | None,
@@ -105,7 +107,7 @@ def command(
                 seeds=tuple(range(seeds)),
                 files=tuple(map(str, files)),
                 inputs=str(inputs) if inputs else None,
-                plan=_plan(quick, blocks, min_time, min_iterations),
+                plan=_plan(quick, blocks, min_time, min_iterations, timeout),
             )
             chosen = _options.chosen_devices(fleet, devices, everything=everything)
             name = name or store.default_name([Path(source).stem for source in (*models, *request.files)])
@@ -116,7 +118,13 @@ def command(
     return _finish(folder, as_json=as_json)
 
 
-def _plan(quick: bool, blocks: int | None, min_time_s: float | None, min_iterations: int | None) -> Plan:
+def _plan(
+    quick: bool,
+    blocks: int | None,
+    min_time_s: float | None,
+    min_iterations: int | None,
+    timeout_s: float | None,
+) -> Plan:
     plan = QUICK if quick else Plan()
     if blocks is not None:
         plan = replace(plan, blocks=blocks)
@@ -124,6 +132,8 @@ def _plan(quick: bool, blocks: int | None, min_time_s: float | None, min_iterati
         plan = replace(plan, min_time_s=min_time_s)
     if min_iterations is not None:
         plan = replace(plan, min_iterations=min_iterations)
+    if timeout_s is not None:
+        plan = replace(plan, timeout_s=timeout_s)
     return plan
 
 

@@ -16,7 +16,7 @@ from harness.core import codec, plugins, units
 from harness.core.errors import EdgebenchError
 from harness.core.places import cache_dir
 from harness.core.types import Device
-from harness.session import open_session
+from harness.session import Conduct, open_session
 
 
 @click.command()
@@ -73,9 +73,11 @@ def _one(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"device": device.name}
     try:
-        with open_session(device) as session:
+        with open_session(device, Conduct(run="provision", say=show.say, settings=False)) as session:
             if remove:
-                return row | {"removed_bytes": provisioning.remove(session.transport)}
+                removed = provisioning.remove(session.transport)
+                session.forget()
+                return row | {"removed_bytes": removed}
             done = provisioning.provision(
                 device,
                 session.transport,
