@@ -23,10 +23,9 @@ class Part:
 
     def __init__(self, path, target, wanted, offset):
         self.path, self.target, self.wanted = path, target, wanted
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        new = os.O_CREAT | os.O_TRUNC if offset == 0 else 0
+        self.file = os.open(path, os.O_RDWR | new, 0o600)
         self.hash, self.size = hashlib.sha256(), 0
-        if offset == 0:
-            os.ftruncate(self.file, 0)
         while True:  # what an earlier connection brought
             block = os.read(self.file, BLOCK)
             if not block:
@@ -175,7 +174,7 @@ class Files:
         return {"removed_bytes": sum(map(removed, paths))}
 
     def settle(self):
-        """Make whole files durable, give them their names; (facts of the answer, error) of each that failed."""
+        """Make whole files durable and give them their names; (facts of the answer, error) of failures."""
         whole, self.whole = self.whole, []
         if not whole:
             return []

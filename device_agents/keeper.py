@@ -56,7 +56,8 @@ def boot_id():
 def stat(pid):
     """(state, parent, session, start time in ticks since boot) of a process; None when there is none."""
     try:
-        with open("/proc/{}/stat".format(pid), "rb") as file:
+        # The file of its first thread says the same, and an emulator (qemu-user) leaves it alone.
+        with open("/proc/{0}/task/{0}/stat".format(pid), "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -352,7 +353,8 @@ def end(folder, why="It was stopped."):
         return None
     alive = family(job)
     if runs(job["keeper"]):
-        save(os.path.join(folder, "why"), {"why": why})
+        with contextlib.suppress(OSError):  # on a full disk it ends all the same, without the reason
+            save(os.path.join(folder, "why"), {"why": why})
         with contextlib.suppress(ProcessLookupError):
             os.kill(job["keeper"]["pid"], signal.SIGTERM)
         limit = time.monotonic() + STOP_S

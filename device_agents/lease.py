@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -22,6 +23,15 @@ def left_s(held):
         return 0.0
     expires_s = held["expires_s"] if held["boot_id"] == keeper.boot_id() else held["period_s"]
     return expires_s - boottime_s()
+
+
+def write(path, held):
+    """In the room that it has already: a lease is renewed on a full disk, too. Under the lock."""
+    number = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(number, json.dumps(held).encode("ascii").ljust(4096), 0)
+    finally:
+        os.close(number)
 
 
 @contextlib.contextmanager
@@ -52,6 +62,10 @@ def change(workdir, client, action, owner, period_s, replaces):
     path, watch = (os.path.join(workdir, name) for name in ("lease.json", "janitor.json"))
     if action not in ("take", "renew", "release") or (action != "release" and not isinstance(owner, dict)):
         raise Refused("bad_request", "A lease is taken or renewed with an owner, or released.")
+    if len(json.dumps(owner)) > 2000:
+        raise Refused("bad_request", "An owner is told in fewer words.")
+    if action == "release" and not os.path.isdir(workdir):  # everything was removed
+        return {"held": False}
     with locked(workdir):
         held = load(path)
         mine = held is not None and held["client"] == client
@@ -64,7 +78,9 @@ def change(workdir, client, action, owner, period_s, replaces):
             return {"held": False}
         refuse_others(held, client, owner, replaces)
         wanted = {"owner": owner, "client": client, "boot_id": keeper.boot_id(), "period_s": period_s}
-        save(path, dict(wanted, expires_s=boottime_s() + period_s))
+        write(path, dict(wanted, expires_s=boottime_s() + period_s))
+        if held is not None and not mine:  # its link may be half dead, and nobody would end it
+            end_process(load(os.path.join(workdir, "links", held["client"])))
         if not keeper.runs(load(watch)):
             save(watch, keeper.identity(keeper.detach(lambda: janitor(workdir, path))))
         return {"held": True, "lapsed": action == "renew" and not mine}
@@ -92,6 +108,11 @@ def clean(workdir, held):
     for folder in keeper.every(os.path.join(workdir, "jobs")):
         keeper.end(folder, "Its host was away for longer than its lease.")
     end_process(load(os.path.join(workdir, "links", held["client"])))
+    restore(workdir)
+
+
+def restore(workdir):
+    """Put settings back, if some were changed."""
     if "settings" in sys.modules and os.path.exists(os.path.join(workdir, "restore.json")):
         sys.modules["settings"].restore(workdir)
 

@@ -145,9 +145,8 @@ class Supervisor:
         """Make the folder, end an earlier supervisor of the same client, say what this device is."""
         self.client = plain(client)
         self.files = Files(os.path.abspath(os.path.expanduser(workdir)))
-        link = self.files.place("links", self.client)
-        lease.end_process(load(link))
-        save(link, keeper.identity(os.getpid()))
+        with lease.locked(self.files.workdir):
+            self.link_up(self.files.place("links", self.client))
         disk = os.statvfs(self.files.workdir)
         user = pwd.getpwuid(os.getuid()) if os.getuid() in {p.pw_uid for p in pwd.getpwall()} else None
         return {
@@ -164,6 +163,18 @@ class Supervisor:
             "python": "{}.{}.{}".format(*sys.version_info[:3]),
         }
 
+    def link_up(self, link):
+        """Say that we are this client's supervisor; one that it had before may hang in a dead connection."""
+        lease.end_process(load(link))
+        for path in keeper.every(os.path.dirname(link)):
+            if not keeper.runs(load(path)):
+                os.unlink(path)
+        try:
+            save(link, keeper.identity(os.getpid()))
+        except OSError as error:
+            if KINDS.get(error.errno) != "no_space":  # on a full disk results can still be fetched
+                raise
+
     def remove(self, names=(), everything=False):
         """Remove what push and unpack made, by the names they were given; or all, the workdir too."""
         if not everything:
@@ -171,6 +182,7 @@ class Supervisor:
         self.must_hold()
         for folder in keeper.every(self.files.place("", "jobs")):
             keeper.end(folder)
+        lease.restore(self.files.workdir)
         lease.end_process(load(self.files.place("", "janitor.json")))
         return {"removed_bytes": removed(self.files.workdir)}
 
@@ -221,6 +233,8 @@ class Supervisor:
 
     def must_hold(self):
         """Refused while the device is somebody else's; without any lease everybody may."""
+        if not os.path.isdir(self.files.workdir):  # everything was removed
+            return
         with lease.locked(self.files.workdir):
             lease.refuse_others(load(self.files.place("", "lease.json")), self.client, None, None)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.core import events
+from harness.core import cpu_list, events
 from harness.core.errors import AgentTrouble, CellError, DeviceError
-from harness.core.types import Block, Job
+from harness.core.types import Block, Job, Setting
 from harness.transports import Stream, Transport
 
 PROBE_TIMEOUT_S = 60.0
@@ -62,7 +62,8 @@ def run(
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     with transport.stream(argv, env=env, timeout_s=job.timeout_s, cpus=cpus) as stream:
         try:
-            return events.read_block(stream, job, index=index, started_utc=started)
+            block = events.read_block(stream, job, index=index, started_utc=started)
+            return _with_affinity(block, cpus, stream.cpus) if cpus else block
         except CellError as error:
             failure, ended = error, _ended(stream)
     if ended.timed_out:
@@ -75,6 +76,11 @@ def run(
     if failure.status != "agent_failed":
         raise failure
     raise _died(failure, ended, out_of_memory) from failure
+
+
+def _with_affinity(block: Block, asked: Sequence[int], found: Sequence[int]) -> Block:
+    setting = Setting(requested=cpu_list.text(asked), observed=cpu_list.text(found) or None)
+    return replace(block, settings={**block.settings, "affinity": setting})
 
 
 def probe(transport: Transport, argv: Sequence[str], env: Mapping[str, str], *, name: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def examine(device: Device) -> Page:
         found += _link(device, session.transport, connected_s)
         owner = _owner(device, session.transport)
         found.append(owner)
-        session.prepare(settings=False)
+        session.prepare()
         found += diagnosis.lines(device, session.facts, session.conditions)
         found += _runtimes(device, session)
         found.append(_noise(device, session.transport, in_use=owner.level != "ok"))

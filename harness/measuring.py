@@ -12,7 +12,7 @@ from typing import Any
 from harness import retrying
 from harness.core import fingerprint
 from harness.core.codec import SCHEMA
-from harness.core.errors import CellError, DeviceError, UsageError
+from harness.core.errors import CellError, DeviceError, SupervisorError, UsageError
 from harness.core.types import (
     Artifact,
     BlockKind,
@@ -108,17 +108,26 @@ def measure(
     todo = [i for i, record in enumerate(current) if record.status == "interrupted"]
     if not todo:
         return current
+    conduct = conduct or Conduct()
     try:
-        with open_session(device, conduct or Conduct()) as session:
+        with open_session(device, conduct) as session:
             for index in todo:
                 keep(index, _attach(current[index], session))
             _run_blocks(session, current, keep, report)
     except (DeviceError, CellError) as error:
-        status = error.status if isinstance(error, CellError) else "lost_device"
+        conduct.check()  # a device that was let go of because the user wants to stop is not lost
+        status = _status(error)
         for index in todo:
             if current[index].status == "interrupted":
                 keep(index, _failed(current[index], status, str(error)))
     return current
+
+
+def _status(error: DeviceError | CellError) -> Status:
+    if isinstance(error, CellError):
+        return error.status
+    # A refusal of our own program there (no space, a read-only disk) comes from a device that is not lost.
+    return "not_ready" if isinstance(error, SupervisorError) else "lost_device"
 
 
 def _attach(record: Record, session: Session) -> Record:

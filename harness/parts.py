@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from harness import debian, runners, wheels
+from harness.core.types import digest
 from harness.wheels import NoWheel, Target, Wheel
 
 #: runtime → the packages that bring it, the first that can be had is taken.
@@ -186,11 +187,16 @@ def _sources(wheel: Wheel, unpacked: Path) -> Part:
     files = [(f"executorch/{path.relative_to(unpacked)}", path) for path in sorted(unpacked.rglob("*"))]
     files += [(f"runners/{path.name}", path) for path in sorted(runners.SOURCES.iterdir())]
     content = [(name, path) for name, path in files if path.is_file()]
-    return _packed(wheel, wheel.path.parent / "sources.zip", content)
+    return _packed(wheel, wheel.path.parent / f"sources-{_key(content)}.zip", content)
+
+
+def _key(files: Iterable[tuple[str, Path]]) -> str:
+    return digest([[name, wheels.sha256_of(path)] for name, path in files])[:16]
 
 
 def _packed(wheel: Wheel, archive: Path, files: Iterable[tuple[str, Path]]) -> Part:
-    wheels.pack(archive, ((name, path.read_bytes()) for name, path in files))
+    if not archive.exists():  # its name says what it is made of
+        wheels.pack(archive, ((name, path.read_bytes()) for name, path in files))
     return Part(
         package=EXECUTORCH,
         version=wheel.version,

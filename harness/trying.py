@@ -22,6 +22,20 @@ ENVIRONMENT = {
 }
 
 
+IMPORT = """
+import sys
+try:
+    import {module}
+    from importlib import metadata
+    print(metadata.version("{package}"))
+except Exception as error:  # what a package says of a failed import is long: the first cause is what helps
+    while error.__cause__ or (error.__context__ and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__
+    print(type(error).__name__ + ": " + (str(error).strip().splitlines() or [""])[0], file=sys.stderr)
+    sys.exit(1)
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeRunner:
     """The native runner on a device."""
@@ -76,10 +90,13 @@ def run(
 
 
 def import_package(transport: Transport, package: str, env: Mapping[str, str]) -> Done:
-    """Import a package there; its output is the version."""
-    code = f"import {parts.MODULES[package]}; from importlib import metadata; "
-    code += f"print(metadata.version({package!r}))"
-    return run(transport, [transport.python, "-c", code], env)
+    """
+    Import a package there; its output is the version, or the first cause of the failure.
+
+    Python may keep the bytecode of what it imports, so that no agent has to compile it in every block.
+    """
+    code = IMPORT.format(module=parts.MODULES[package], package=package)
+    return run(transport, [transport.python, "-c", code], {**env, "PYTHONDONTWRITEBYTECODE": ""})
 
 
 def start_native(transport: Transport, native: Native) -> NativeRunner | str:

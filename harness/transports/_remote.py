@@ -9,7 +9,6 @@ from typing import Any
 
 from harness.core.errors import TransientDeviceError
 
-SLICE_S = 20.0  # how long the device sleeps at a time: nothing of ours wakes beside a timed block
 READ_BYTES = 1 << 22
 LINE_BYTES = 1 << 20  # a longer line comes in pieces, none of which is an event
 ERROR_BYTES = 4000
@@ -21,11 +20,12 @@ Ask = Callable[[str, str, dict[str, Any], float], tuple[dict[str, Any], bytes]]
 
 
 class RemoteProcess:
-    """What it printed comes when it ended, or every 20 s while it runs."""
+    """What it printed comes when it ended, or after each *slice_s()* while it runs."""
 
-    def __init__(self, ask: Ask, job: str, timeout_s: float) -> None:
+    def __init__(self, ask: Ask, job: str, timeout_s: float, slice_s: Callable[[], float]) -> None:
         self._ask = ask
         self._job = job
+        self._slice_s = slice_s
         self._boot_id = ""
         self._deadline_s = time.monotonic() + timeout_s + GRACE_S
         self._end: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ class RemoteProcess:
         """The lines; ends when the process has ended."""
         rest = b""
         while True:
-            ended = self._wait(SLICE_S)
+            ended = self._wait(self._slice_s())
             while data := self._read("out", self._offset, READ_BYTES):
                 self._offset += len(data)
                 *lines, rest = (rest + data).split(b"\n")

@@ -10,15 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.core.errors import UsageError
 from harness.core.types import Device
-
-if TYPE_CHECKING:
-    import paramiko
 
 #: The key of Device.options that with_hops() adds: the entries of the devices that stand in between.
 HOPS = "hops"
@@ -129,7 +126,7 @@ class Target:
 
 def route(device: Device) -> tuple[Target, ...]:
     """The servers to go through, outermost first, the device last; UsageError where that makes no sense."""
-    config = _Config.read()
+    config = _Config()
     targets: tuple[Target, ...] = ()
     entries = [(name, _valid(name, entry)) for name, entry in device.options.get(HOPS, ())]
     for name, options in [*entries, (device.name, own_options(device))]:
@@ -184,21 +181,10 @@ def with_hops(device: Device, fleet: Mapping[str, Device]) -> Device:
 class _Config:
     """The user's and the system's ssh_config; for each key the first value that applies wins."""
 
-    def __init__(self, parsed: paramiko.SSHConfig, source: str) -> None:
-        self.parsed = parsed
-        self.source = source
-
-    @classmethod
-    def read(cls) -> _Config:
-        """Parse ~/.ssh/config and /etc/ssh/ssh_config with what they include."""
-        import paramiko
-
-        user = Path.home() / ".ssh" / "config"
-        lines = [*_lines(user, user.parent, 0), "Host *", *_lines(SYSTEM_CONFIG, SYSTEM_CONFIG.parent, 0)]
-        try:
-            return cls(paramiko.SSHConfig.from_text("\n".join(lines)), str(user))
-        except (paramiko.SSHException, ValueError) as error:
-            raise UsageError(f"{user} cannot be understood: {error}.") from error
+    def __init__(self) -> None:
+        self.source = Path.home() / ".ssh" / "config"
+        system = _lines(SYSTEM_CONFIG, SYSTEM_CONFIG.parent, 0)
+        self._text = "\n".join([*_lines(self.source, self.source.parent, 0), "Host *", *system])
 
     def chain(
         self, device: str, options: Options, jump: str, *, depth: int = 0, name: str = ""
@@ -206,7 +192,7 @@ class _Config:
         """The target that *options* describe, after its jump hosts; *name* is what a jump host is called."""
         if depth > MAX_HOPS:
             raise UsageError(f"{device}: the jump hosts of {self.source} lead in a circle.")
-        entry = self._lookup(options.host)
+        entry = self._lookup(options)
         target = self._target(device, name or device, options, entry)
         jumps = jump or ("" if target.proxy_command else str(entry.get("proxyjump") or ""))
         if jumps and target.proxy_command:
@@ -219,18 +205,26 @@ class _Config:
             way += self.chain(device, hop, own, depth=depth + 1, name=hop_name)
         return (*way, target)
 
-    def _lookup(self, host: str) -> Mapping[str, Any]:
+    def _lookup(self, options: Options) -> Mapping[str, Any]:
+        """What applies to a host; our own port and user come first, as ssh's -p and -l do."""
         import paramiko
 
+        own = (
+            ["Host *"]
+            + [f"Port {options.port}"] * bool(options.port)
+            + [f"User {options.user}"] * bool(options.user)
+        )
         try:
-            return self.parsed.lookup(host)
+            return paramiko.SSHConfig.from_text("\n".join([*own, self._text])).lookup(options.host)
         except (paramiko.SSHException, KeyError, ValueError) as error:
-            raise UsageError(f"{self.source}: the entry for {host} cannot be used: {error}.") from error
+            raise UsageError(
+                f"{self.source}: what it says of {options.host} cannot be used: {error}."
+            ) from error
 
     def _target(self, device: str, name: str, options: Options, entry: Mapping[str, Any]) -> Target:
         host = str(entry.get("hostname") or options.host)
         try:
-            port = options.port or int(entry.get("port") or 22)
+            port = int(entry.get("port") or 22)
         except ValueError as error:
             raise UsageError(
                 f"{self.source}: Port {entry['port']!r} of {options.host} is no number."
@@ -245,7 +239,7 @@ class _Config:
             variable=_variable(device if name == device else options.host),
             host=host,
             port=port,
-            user=options.user or str(entry.get("user") or getpass.getuser()),
+            user=str(entry.get("user") or getpass.getuser()),
             known_as=plain if alias or port == 22 else f"[{plain}]:{port}",
             known_hosts=_known_hosts(entry),
             hash_known_hosts=str(entry.get("hashknownhosts", "no")).lower() == "yes",

@@ -26,6 +26,7 @@ ANSWER_S = 30.0
 PULL_BYTES = 1 << 22
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+LONGEST_SLICE_S = 20.0  # at a time in a wait: nothing of ours wakes more often beside a timed block
 LEAVING_S = 5.0  # how long a lost link is tried again when the user wants to leave
 #: What a call may take on the device itself.
 WORK_S: Mapping[str, float] = {
@@ -132,12 +133,19 @@ class Supervisor:
         progress = _push.Progress(_push.sources(files))
         what = next(iter(files)) if len(files) == 1 else f"{len(files)} files"
         if files:
-            self._patiently(f"push of {what}", lambda link: _push.push(link, progress, self._forward))
+            self._patiently(f"push of {what}", partial(self._push, progress))
         return Pushed(
             paths={name: f"{self.workdir}/files/{name}" for name in files},
             sent_files=len(progress.files),
             sent_bytes=progress.sent_bytes,
         )
+
+    def _push(self, progress: _push.Progress, connection: Connection) -> None:
+        def forward() -> None:
+            self._forward()
+            self._renew(connection)
+
+        _push.push(connection, progress, forward)
 
     def pull(self, name: str, target: Path) -> None:
         """Fetch *name* into *target*, which is whole or not there."""
@@ -172,7 +180,7 @@ class Supervisor:
         job = uuid.uuid4().hex
         started: dict[str, Any] = {"job": job, "argv": list(argv), "env": dict(env), "cpus": list(cpus)}
         started.update(timeout_s=timeout_s, max_output_bytes=max_output_bytes)
-        process = RemoteProcess(self._ask_job, job, timeout_s)
+        process = RemoteProcess(self._ask_job, job, timeout_s, self._slice_s)
         patience_s = 0.0
         try:
             facts = self._patiently(
@@ -195,6 +203,10 @@ class Supervisor:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _slice_s(self) -> float:
+        """How long a device may sleep without hearing from us."""
+        return min(LONGEST_SLICE_S, self._lease.period_s / 3) if self._lease else LONGEST_SLICE_S
 
     def _stop(self, job: str, patience_s: float) -> None:
         patience_s, self._patience_s = self._patience_s, patience_s

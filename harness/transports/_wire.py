@@ -84,6 +84,7 @@ class Connection:
         self._buffer = bytearray()
         self._last = 0
         self._broken = ""
+        self._half_said = False  # an interrupt left it in the middle of a request
         self.unanswered: deque[int] = deque()  # ids, in order
         with self._deadline(max(BOOT_S, answer_s)):
             self._write(bootstrap_bytes())
@@ -200,13 +201,14 @@ class Connection:
     def _write(self, data: bytes) -> None:
         if self._broken:
             raise self._lost(self._broken)
-        before, self._broken = self._broken, "it was left in the middle of a request"
+        if self._half_said:
+            raise self._lost("it was left in the middle of a request")
+        self._half_said = True
         try:
             self._link.write(data)
         except (OSError, EOFError, ValueError) as error:
-            self._broken = ""
             raise self._lost(str(error) or type(error).__name__) from error
-        self._broken = before
+        self._half_said = False
 
     def _lost(self, why: str) -> LinkLost:
         self._broken = self._broken or why

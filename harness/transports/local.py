@@ -120,11 +120,10 @@ class Local:
 
     def pull(self, name: str, target: Path) -> None:
         """Copy *name* out of the work folder."""
-        source = Path(self.workdir, FILES, name)
-        if not source.exists():  # as the supervisor of another device says it
-            raise SupervisorError("not_found", f"There is no {source}.")
         try:
-            shutil.copyfile(source, target)
+            shutil.copyfile(Path(self.workdir, FILES, name), target)
+        except FileNotFoundError as error:
+            raise SupervisorError("not_found", f"There is no {name} in {self.workdir}.") from error
         except OSError as error:
             raise DeviceError(f"{name} cannot be copied to {target}: {error.strerror}.") from error
 

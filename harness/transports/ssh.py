@@ -9,15 +9,17 @@ from typing import Any
 
 from harness.core.errors import DeviceError
 from harness.core.types import Device
-from harness.transports import Pushed, Stream
+from harness.transports import Pushed, Stream, _ssh_config
 from harness.transports._ssh_auth import Secrets
-from harness.transports._ssh_config import HOPS, Options, Target, own_options, route, with_hops
+from harness.transports._ssh_config import HOPS, Target, own_options, route, with_hops
 from harness.transports._ssh_link import Link, open_way, start
 from harness.transports._ssh_trust import Finding, look
 from harness.transports._supervisor import Supervisor
 from harness.transports._wire import READER
 
 __all__ = ["Options", "connect", "findings", "with_hops"]
+
+Options = _ssh_config.Options
 
 
 def connect(device: Device) -> Ssh:

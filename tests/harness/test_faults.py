@@ -138,14 +138,17 @@ def test_a_fault_that_stays_is_a_typed_cell_after_bounded_tries(
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [DeviceError("The host key changed."), SupervisorError("no_space", "The device's disk is full.")],
+    ("fault", "status"),
+    [
+        (DeviceError("The host key changed."), "lost_device"),
+        (SupervisorError("no_space", "The device's disk is full."), "not_ready"),
+    ],
 )
-def test_a_stable_fault_is_never_tried_again(run: Run, fault: DeviceError) -> None:
+def test_a_stable_fault_is_never_tried_again(run: Run, fault: DeviceError, status: str) -> None:
     board = Board(faults={4: fault})
     records = run(board)
     assert len(board.ran) == 5
-    assert {r.status for r in records} == {"lost_device"}
+    assert {r.status for r in records} == {status}
     assert all(fault.message in str(r.reason) for r in records)
 
 
@@ -243,8 +246,10 @@ def test_a_device_that_comes_back_as_another_is_lost(run: Run) -> None:
 
 def test_affinity_goes_to_every_process(run: Run) -> None:
     board = Board()
-    run(board, replace(PI, settings={"affinity": "0-1,3"}))
+    records = run(board, replace(PI, settings={"affinity": "0-1,3"}))
     assert set(board.cpus) == {(0, 1, 3)}
+    taken = {(s.requested, s.observed) for r in records for b in r.blocks if (s := b.settings["affinity"])}
+    assert taken == {("0-1,3", "0-1")}
 
 
 def test_an_emulated_device_is_marked_in_every_record(run: Run) -> None:
