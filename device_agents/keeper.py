@@ -82,9 +82,8 @@ def family(job):
     keeper = job["keeper"]["pid"]
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     table = {pid: found for pid, found in ((pid, stat(pid)) for pid in numbers) if found}
-    if job["keeper"]["boot_id"] != boot_id() or (
-        keeper in table and table[keeper][3] != job["keeper"]["start"]
-    ):
+    begin = job["keeper"]["start"]
+    if job["keeper"]["boot_id"] != boot_id() or (keeper in table and table[keeper][3] != begin):
         return set()  # the number is somebody else's by now
     found = {pid for pid, (_, _, session, _) in table.items() if session == keeper}
     if keeper not in table and not runs(job["agent"]):  # it may have been somebody else's: ours stand here

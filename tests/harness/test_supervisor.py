@@ -21,9 +21,9 @@ from tests.agents.links import OWNER, Bad, Links, alive, eventually, python, sta
 CONTENT = random.Random(0).randbytes(3_000_000)
 FILES = {"big": 2_400_000, "small": 700, "empty": 0, "middle": 90_000}
 OFTEN = settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 #: It says that it ran, then prints lines that no other run prints.
 AGENT = """
@@ -75,7 +75,7 @@ def test_a_push_that_is_cut_anywhere_ends_whole(
         assert Path(path).read_bytes() == CONTENT[: FILES[name]]
     assert pushed.sent_files == len(FILES)
     assert not list(Path(device.workdir, "parts").iterdir())
-    assert 1 <= len(device.incidents) <= 2
+    assert device.incidents
     device.close()
     links.forget()
 
