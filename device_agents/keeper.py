@@ -83,18 +83,19 @@ def family(job):
     keeper = job["keeper"]["pid"]
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     table = {pid: found for pid, found in ((pid, stat(pid)) for pid in numbers) if found}
-    found = {pid for pid, (_, _, session, _) in table.items() if session == keeper}
-    if runs(job["keeper"]):
-        found.add(keeper)
-        while True:
-            more = {pid for pid, (_, parent, _, _) in table.items() if parent in found} - found
-            if not more:
-                break
-            found |= more
-    elif job["keeper"]["boot_id"] != boot_id() or keeper in table:
+    if job["keeper"]["boot_id"] != boot_id() or (
+        keeper in table and table[keeper][3] != job["keeper"]["start"]
+    ):
         return set()  # the number is somebody else's by now
-    elif not runs(job["agent"]):  # the session may be a stranger's: ours stand in our folder
+    found = {pid for pid, (_, _, session, _) in table.items() if session == keeper}
+    if keeper not in table and not runs(job["agent"]):  # it may have been somebody else's: ours stand here
         found = {pid for pid in found if folder_of(pid) == job["workdir"]}
+    found |= {keeper} & set(table)
+    while True:
+        more = {pid for pid, (_, parent, _, _) in table.items() if parent in found} - found
+        if not more:
+            break
+        found |= more
     return {pid for pid in found - {keeper} if table[pid][0] not in "ZX"}
 
 

@@ -108,12 +108,14 @@ def measure(
     todo = [i for i, record in enumerate(current) if record.status == "interrupted"]
     if not todo:
         return current
+    conduct = conduct or Conduct()
     try:
-        with open_session(device, conduct or Conduct()) as session:
+        with open_session(device, conduct) as session:
             for index in todo:
                 keep(index, _attach(current[index], session))
             _run_blocks(session, current, keep, report)
     except (DeviceError, CellError) as error:
+        conduct.check()  # a device that was let go of because the user wants to stop is not lost
         status = _status(error)
         for index in todo:
             if current[index].status == "interrupted":

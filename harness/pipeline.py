@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,19 @@ def _measure_all(
         except BaseException as error:
             stop.set()  # each device ends its block, stores it, is put back and stops
             if isinstance(error, KeyboardInterrupt):
-                show.say("Stopping: every device ends the block that it runs, and is left as it was found.")
+                show.say("Stopping: every device ends the block that it runs. Ctrl-C again: without that.")
+                _wait_or_abandon(jobs, conduct)
             raise
+
+
+def _wait_or_abandon(jobs: Sequence[Future[None]], conduct: Conduct) -> None:
+    """Until all *jobs* have stopped; a second Ctrl-C ends their blocks, and leaves the devices as found."""
+    try:
+        wait(jobs)
+    except KeyboardInterrupt:
+        for session in list(conduct.sessions):
+            session.abandon()
+        wait(jobs)
 
 
 def open_files(request: Request, cache: Path) -> dict[FileKey, Artifact | Failure]:

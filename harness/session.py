@@ -13,7 +13,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Conduct:
     say: Callable[[str], None] = lambda _text: None
     check: Callable[[], None] = lambda: None
     settings: bool = True  # whether the device gets its settings: not needed when nothing is timed
+    sessions: list[Session] = field(default_factory=list)  # that are open now
 
 
 class Session:
@@ -62,6 +63,7 @@ class Session:
         self._settings = {name: v for name, v in device.settings.items() if name not in ("sudo", "affinity")}
         self._cpus = cpu_list.parse(device.settings["affinity"]) if "affinity" in device.settings else ()
         self._why_not: dict[str, str] = {}  # setting → why it was not taken
+        self._abandoned = False
         self._told: list[str] = []
         self._told_by_transport = 0
 
@@ -128,6 +130,15 @@ class Session:
         told, self._told = self._told, []
         return told
 
+    def abandon(self) -> None:
+        """Cut the link from another thread, so that nothing is waited for any more; end() mends that."""
+        self._abandoned = True
+        self._cut()
+
+    def _cut(self) -> None:
+        """Free a call that waits for a device that went dark."""
+        self.transport.close()
+
     def end(self, error: BaseException | None) -> None:
         """
         Put everything back and let go, whatever *error* ended the use of the device.
@@ -139,11 +150,15 @@ class Session:
         worker.join()
 
     def _end(self, error: BaseException | None) -> None:
-        hurry = threading.Timer(LEAVING_S, self.transport.close)  # frees a call that waits for a dark device
+        hurry = threading.Timer(LEAVING_S, self._cut)
         hurry.daemon = True
         if error is not None:
             hurry.start()
         try:
+            if self._abandoned and self._held:
+                self._leave(restore=False)
+                self.connect()
+                self.take()
             self._leave(restore=not isinstance(error, TransientDeviceError))
         except EdgebenchError as trouble:
             left = "Its supervisor puts settings back and ends agents when the lease is over."
@@ -310,6 +325,8 @@ def open_session(device: Device, conduct: Conduct | None = None) -> Iterator[Ses
         try:
             if boot_id and not device.emulated:
                 stack.enter_context(taking_turns.turn(("boot", boot_id), conduct.check))
+            conduct.sessions.append(session)
+            stack.callback(conduct.sessions.remove, session)
             session.take()
             session.prepare()
             yield session

@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.probing": ("harness.core", "device_agents"),
     "harness.wheels": ("harness.core",),
     "harness.debian": ("harness.core", "harness.wheels"),
-    "harness.parts": ("harness", "harness.debian", "harness.runners", "harness.wheels"),
+    "harness.parts": ("harness", "harness.core", "harness.debian", "harness.runners", "harness.wheels"),
     "harness.trying": ("harness", "harness.core", "harness.parts", "harness.runners", "harness.transports"),
     "harness.provisioning": (
         "harness",

@@ -46,7 +46,9 @@ QUICK = Plan(blocks=3, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, me
 @click.option("--blocks", type=click.IntRange(min=1), help="Fresh processes per cell.  [default: 6]")
 @click.option("--min-time", type=click.FloatRange(min=0.001), help="Seconds timed per block.  [default: 0.5]")
 @click.option("--min-iterations", type=click.IntRange(min=1), help="Inferences per block.  [default: 30]")
-@click.option("--timeout", type=click.FloatRange(min=1), help="Seconds until a block is ended.  [default: 120]")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), help="Seconds until a block is ended.  [default: 120]"
+)
 @click.option("--quick", is_flag=True, help="A fast look: 3 short blocks; every record says so.")
 @_options.results
 @click.option("--run", "name", metavar="NAME", help="The run's name.  [default: time and model]")

@@ -1,4 +1,4 @@
-"""A host: a user's home with keys and a devices.yaml, from which edgebench is run as the program that it is."""
+"""A host: a user's home with a devices.yaml, from which edgebench is run as the program that it is."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from harness.core.types import Record
 from tests.devices.hosts import Done, Host
-from tests.devices.networks import wait_until
+from tests.devices.networks import sh, wait_until
 from tests.devices.nodes import Node, Process
 
 BLOCKS = 2
 BLOCK_S = 2.0  # what an undisturbed block takes: long enough to be disturbed in
-PATIENCE_S = 5.0
+PATIENCE_S = 8.0
 RUN = "fault"
 
 
@@ -33,7 +33,9 @@ class Scene:
     options: dict[str, Any] = field(default_factory=dict)  # of the device's entry
     timeout_s: float = 60.0  # of a block
     child: subprocess.Popen[str] | None = None
-    kept: Record | None = None  # the record when the fault happened: what it has must still be there at the end
+    kept: Record | None = (
+        None  # the record when the fault happened: what it has must still be there at the end
+    )
 
     def entry(self) -> dict[str, Any]:
         """The device in devices.yaml."""
@@ -96,10 +98,20 @@ class Scene:
         (agent,) = (process for process in self.agents() if "mode=latency" in process.argv)
         return agent
 
+    def next_agent(self, before: int) -> Process:
+        """Wait until a block is tried again, by another process than *before*."""
+        self.wait_for(lambda: [p for p in self.agents() if p.pid != before], "the block is tried again")
+        return next(process for process in self.agents() if process.pid != before)
+
     def in_push(self) -> None:
         """Wait until some of the model file, but not all of it, is on the device."""
         size = self.model.stat().st_size
         self.wait_for(lambda: size / 20 < self.pushed_bytes() < size * 0.8, "the file is being sent")
+
+    def wait_until_noticed(self) -> None:
+        """Wait until the host has given up its connection to the device."""
+        peer = ("dst", self.device.address)
+        self.wait_for(lambda: not sh("ss", "-Htn", "state", "established", *peer).strip(), "it is noticed")
 
     def pushed_bytes(self) -> int:
         """The largest file below the device's work folder."""
@@ -136,7 +148,9 @@ class Scene:
     def is_clean(self) -> None:
         """Nothing of ours runs on the device, and it is nobody's."""
         limit_s = 3 * PATIENCE_S + 10  # a host that vanished is waited for as long as its lease holds
-        wait_until(lambda: not self.device.processes(), f"ended: {self.device.processes()}", timeout_s=limit_s)
+        wait_until(
+            lambda: not self.device.processes(), f"ended: {self.device.processes()}", timeout_s=limit_s
+        )
         left = [name for name in ("lease.json", "restore.json") if (self.workdir / name).exists()]
         assert not left, f"left on the device: {left}"
         jobs = self.workdir / "jobs"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import DeviceRebooted, SupervisorError, TransientDeviceError
+from harness.core.errors import DeviceError, DeviceRebooted, SupervisorError, TransientDeviceError
 from harness.transports import Pushed
 from tests.harness import streams
 
@@ -80,7 +80,11 @@ class Line:
     def __init__(self, board: Board) -> None:
         self.board = board
         self.incidents: list[str] = []
-        self.closed = False
+        self._closing = threading.Event()
+
+    @property
+    def closed(self) -> bool:
+        return self._closing.is_set()
 
     def call(self, method: str, /, **arguments: Any) -> dict[str, Any]:
         assert not self.closed
@@ -161,7 +165,8 @@ class Line:
         self.board.in_use += 1
         self.board.most_in_use = max(self.board.most_in_use, self.board.in_use)
         try:
-            time.sleep(self.board.hold_s)
+            if self._closing.wait(self.board.hold_s):
+                raise DeviceError("The connection was closed.")
             fault = self.board.faults.get(number, Said())
             if isinstance(fault, DeviceRebooted):
                 raise self.board.reboot()
@@ -174,7 +179,7 @@ class Line:
             self.board.in_use -= 1
 
     def close(self) -> None:
-        self.closed = True
+        self._closing.set()
         self.board.did.append("close")
 
 
