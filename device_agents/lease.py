@@ -118,7 +118,7 @@ def janitor(workdir, path):
 def clean(workdir, held):
     """End the jobs and the supervisor of a host that is gone, put settings back."""
     for folder in keeper.every(os.path.join(workdir, "jobs")):
-        keeper.end(folder, "Its host was away for longer than its lease.")
+        keeper.end(folder, "Its host was away for longer than its lease.", abandoned=True)
     end_process(load(os.path.join(workdir, "links", held["client"])))
     restore(workdir)
 
