@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from harness.transports import Transport
 
 TRIPS = 8
 NOISE_TIMEOUT_S = 60.0
-NOISE_LEASE_S = 30.0
+LEASE_S = NOISE_TIMEOUT_S + 10.0
 ANSWER_BYTES = 1 << 16
 HOST_PYTHON = (sys.version_info.major, sys.version_info.minor)
 #: About 20 ms on a fast core, 0.1 s on a slow one; nothing but the processor takes part.
@@ -69,12 +70,11 @@ def examine(device: Device) -> Page:
         return Page(device=device.name, transport=device.transport, lines=(_unreachable(device, error),))
     try:
         found += _link(device, session.transport, connected_s)
-        owner = _owner(device, session.transport)
-        found.append(owner)
+        found.append(_owner(device, session.transport))
         session.prepare()
         found += diagnosis.lines(device, session.facts, session.conditions)
         found += _runtimes(device, session)
-        found.append(_noise(device, session.transport, in_use=owner.level != "ok"))
+        found.append(_noise(device, session.transport))
     except EdgebenchError as error:
         found.append(Line(name="device", level="bad", text=error.message, todo=error.hint))
     finally:
@@ -118,16 +118,25 @@ def _link(device: Device, transport: Transport, connected_s: float) -> Iterator[
 
 def _owner(device: Device, transport: Transport) -> Line:
     """Who holds the device: its lease is taken for a moment and dropped."""
-    mine = leasing.owner("doctor")
     try:
-        transport.call("lease", action="take", owner=mine, period_s=NOISE_LEASE_S)
-        transport.call("lease", action="release", owner=mine, period_s=NOISE_LEASE_S)
+        with _held(transport):
+            return Line(name="in use", level="ok", text="by nobody")
     except SupervisorError as error:
         if error.kind != "held":
             raise
         told = leasing.in_use(device, error)
         return Line(name="in use", level="warn", text=told.message, todo="Wait until it is free.")
-    return Line(name="in use", level="ok", text="by nobody")
+
+
+@contextmanager
+def _held(transport: Transport) -> Iterator[None]:
+    """Hold the device; SupervisorError ``held`` when somebody else does."""
+    mine = {"owner": leasing.owner("doctor"), "period_s": LEASE_S}
+    transport.call("lease", action="take", **mine)
+    try:
+        yield
+    finally:
+        transport.call("lease", action="release", **mine)
 
 
 def _runtimes(device: Device, session: Session) -> list[Line]:
@@ -169,14 +178,17 @@ def _wheel(runtime: str, target: wheels.Target) -> wheels.Wheel | wheels.NoWheel
     return wheels.NoWheel(reason="; ".join(answer.reason for answer in answers), final=final)
 
 
-def _noise(device: Device, transport: Transport, *, in_use: bool) -> Line:
+def _noise(device: Device, transport: Transport) -> Line:
     """How equal work differs in time there, by one process; not while somebody measures."""
-    if in_use:
+    argv, env = [transport.python, "-c", NOISE], dict(agent_process.ENVIRONMENT)
+    try:
+        with _held(transport):
+            done = transport.call("run", argv=argv, env=env, timeout_s=NOISE_TIMEOUT_S, limit=ANSWER_BYTES)
+    except SupervisorError as error:
+        if error.kind != "held":
+            raise
         text = "not looked at: it would disturb who is using the device"
         return Line(name="noise", level="warn", text=text, todo="Ask again when it is free.")
-    argv = [transport.python, "-c", NOISE]
-    env = dict(agent_process.ENVIRONMENT)
-    done = transport.call("run", argv=argv, env=env, timeout_s=NOISE_TIMEOUT_S, limit=ANSWER_BYTES)
     if done.get("exit_code") != 0:
         words = str(done.get("err") or "it said nothing").strip().splitlines()[-1]
         raise DeviceError(f"{device.name}: a short piece of work did not end there: {words}")

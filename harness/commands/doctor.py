@@ -49,11 +49,16 @@ def show(page: Page, console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for line in page.lines:
-        text = Text(line.text)
+        text = Text(_plain(line.text))
         if line.todo:
-            text.append(f"\n→ {line.todo}", style="bold")
+            text.append(f"\n→ {_plain(line.todo)}", style="bold")
         table.add_row(Text(line.level, style=COLOURS[line.level]), line.name, text)
     told = ", ".join(f"{count} {level}" for level, count in counts.items() if count)
     console.print(Text(f"{page.device} ({page.transport}): {told}", style="bold"))
     console.print(table)
     console.print()
+
+
+def _plain(text: str) -> str:
+    """Words of a device without what would steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)

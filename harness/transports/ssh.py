@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.core.errors import DeviceError
 from harness.core.types import Device
-from harness.transports import Pushed, Stream, _ssh_config
+from harness.transports import Pushed, Stream, _ssh_config, _ssh_known
 from harness.transports._ssh_auth import Secrets
 from harness.transports._ssh_config import HOPS, Target, own_options, route, with_hops
 from harness.transports._ssh_link import Link, open_way, start
@@ -63,6 +63,7 @@ class _Opener:
         self.targets = targets
         self.options = options
         self.python = options.python
+        self.host_key = ""  # that the device showed, and that is known for it
         self._secrets = Secrets()
         self._again = False
 
@@ -76,6 +77,8 @@ class _Opener:
             way.close()
             raise
         self.python, self._again = found.path, True
+        if way.last is not None:
+            self.host_key = str(_ssh_known.of_paramiko(way.last.get_remote_server_key()))
         return link
 
 
@@ -90,6 +93,11 @@ class Ssh:
     def python(self) -> str:
         """The absolute path of the interpreter there."""
         return self._opener.python
+
+    @property
+    def host_key(self) -> str:
+        """The device's key, as ``ssh-keygen -l`` prints it; it was checked, or we would not be here."""
+        return self._opener.host_key
 
     @property
     def workdir(self) -> str:

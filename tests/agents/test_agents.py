@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import probing, session
+from harness import agent_process, probing
 from harness.core import events, tensors
 from harness.core.errors import CellError
 from harness.core.types import BlockKind, Job
@@ -117,7 +117,7 @@ def test_two_threads_both_work(agent: Agent) -> None:
 
 
 def started(agent: Agent, job: Job) -> subprocess.Popen[str]:
-    environment = session.ENVIRONMENT | dict(agent.env)
+    environment = agent_process.ENVIRONMENT | dict(agent.env)
     return subprocess.Popen(
         agent.command(job), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )
@@ -345,7 +345,7 @@ def test_the_native_agent_and_the_probe_know_a_device_as_the_same(
     make_agent: Callable[[str], Agent],
 ) -> None:
     probe = [sys.executable, str(probing.PROBE), "mode=probe"]
-    done = subprocess.run(probe, env=session.ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(probe, env=agent_process.ENVIRONMENT, capture_output=True, text=True, timeout=60)
     told = events.read_probe(done.stdout.splitlines())
     native = events.read_probe(make_agent("executorch-native").raw("mode=probe").stdout.splitlines())
     for name in native.keys() - {"python", "runtimes", "oom_kills", "reasons"}:

@@ -147,6 +147,14 @@ def test_the_page_reads_as_well_without_colours() -> None:
     assert lines[3].strip() == "→ Make room."
 
 
+def test_what_a_device_says_does_not_steer_the_terminal() -> None:
+    out = io.StringIO()
+    line = Line(name="model", level="ok", text="a\x1b[2Jboard [bold]x[/bold]\nbad  all is lost")
+    show(Page(device="pi5", transport="ssh", lines=(line,)), Console(file=out, width=80))
+    assert "\x1b" not in out.getvalue()
+    assert "[bold]x[/bold] bad  all is lost" in out.getvalue()
+
+
 def test_a_terminal_gets_colours() -> None:
     out = io.StringIO()
     show(PAGE, Console(file=out, width=80, force_terminal=True, color_system="standard"))

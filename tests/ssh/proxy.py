@@ -16,8 +16,9 @@ PIECE_BYTES = 1 << 16
 class Proxy:
     """Forwards 127.0.0.1:port to another port, as it is told to."""
 
-    def __init__(self, to_port: int, *, bytes_per_s: float = 0.0) -> None:
+    def __init__(self, to_port: int, *, bytes_per_s: float = 0.0, delay_s: float = 0.0) -> None:
         self.to_port = to_port
+        self.delay_s = delay_s  # of each piece, in both directions
         self.bytes_per_s = bytes_per_s  # 0: as fast as it goes
         self.sent_bytes = 0  # from the host to the device
         self.links = 0  # accepted so far
@@ -90,8 +91,9 @@ class Proxy:
                 data = source.recv(PIECE_BYTES)
                 if not data:
                     break
-                if self.bytes_per_s:
-                    time.sleep(len(data) / self.bytes_per_s)
+                if self.bytes_per_s or self.delay_s:
+                    rate = self.bytes_per_s or float("inf")
+                    time.sleep(self.delay_s + len(data) / rate)
                 self._flowing.wait()
                 sink.sendall(data)
                 if up:
@@ -107,9 +109,9 @@ class Proxy:
 
 
 @contextmanager
-def proxy(to_port: int, *, bytes_per_s: float = 0.0) -> Iterator[Proxy]:
+def proxy(to_port: int, *, bytes_per_s: float = 0.0, delay_s: float = 0.0) -> Iterator[Proxy]:
     """A Proxy that ends with the context."""
-    link = Proxy(to_port, bytes_per_s=bytes_per_s)
+    link = Proxy(to_port, bytes_per_s=bytes_per_s, delay_s=delay_s)
     try:
         yield link
     finally:
