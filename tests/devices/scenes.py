@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -188,9 +187,3 @@ def tiny_model(path: Path, *, parameters: int) -> Path:
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
-
-
-def owner_of(workdir: Path) -> dict[str, Any]:
-    """Who holds the device, as its lease file says."""
-    owner: dict[str, Any] = json.loads((workdir / "lease.json").read_text())["owner"]
-    return owner
