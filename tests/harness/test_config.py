@@ -176,3 +176,28 @@ def test_the_whole_file_is_what_it_names(tmp_path: Path) -> None:
 def test_cpu_lists_come_back_as_they_were() -> None:
     assert cpu_list.parse("0-2, 5") == (0, 1, 2, 5)
     assert cpu_list.text([5, 0, 2, 1, 1]) == "0-2,5"
+
+
+@pytest.mark.parametrize(
+    ("via", "said"),
+    [
+        ("lba", "which is no device"),
+        ("here", "transport is not ssh"),
+        ("pi", "in a circle"),
+        ("other", "in a circle"),
+    ],
+)
+def test_a_way_that_does_not_exist_names_file_and_line(tmp_path: Path, via: str, said: str) -> None:
+    text = "devices:\n  here: {transport: local}\n  other: {transport: ssh, host: o, via: pi}\n"
+    text = refusal(write(tmp_path, f"{text}  pi: {{transport: ssh, host: p, via: {via}}}\n"))
+    assert ":3: " in text or ":4: " in text
+    assert said in text
+
+
+def test_a_chain_of_devices_is_looked_up(tmp_path: Path) -> None:
+    hosts = "".join(f"  {n}: {{transport: ssh, host: {n}.lab{v}}}\n" for n, v in HOPS.items())
+    board = devices(tmp_path, hosts)["board"]
+    assert [name for name, _ in board.options["hops"]] == ["gate", "rack"]
+
+
+HOPS = {"board": ", via: rack", "rack": ", via: gate", "gate": ""}
