@@ -84,7 +84,8 @@ def validate(model: type[Model], document: Document, key: Key, data: Any) -> Mod
         if first["type"] == "missing":
             raise UsageError(f"{where}: {name} is missing.") from error
         found = f", found {first['input']!r}" if not isinstance(first["input"], dict) else ""
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         raise UsageError(f"{where}: {name}: {message}{found}.") from error
 
 

@@ -11,6 +11,7 @@ Every exception of edgebench, and the exit code each one ends a command with.
     │   │   └── DeviceRebooted     exit 2   it restarted: what ran there is gone
     │   └── SupervisorError        exit 2   our program on the device refused a call
     └── CellError                  (none)   one cell cannot be measured; becomes that cell's row
+        └── AgentTrouble           (none)   the same, and a fresh agent process may do better
 
 Exit 0 is fine, 1 regressed, 3 nothing trustworthy was measured.
 """
@@ -78,6 +79,14 @@ class CellError(EdgebenchError):
     def __init__(self, status: Status, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+class AgentTrouble(CellError):
+    """An agent died, hung or spoke nonsense; a fresh one may do better, in at most *tries* tries in all."""
+
+    def __init__(self, status: Status, message: str, *, hint: str = "", tries: int) -> None:
+        super().__init__(status, message, hint=hint)
+        self.tries = tries
 
 
 def _rebuild(cls: type[EdgebenchError], state: dict[str, object], args: tuple[object, ...]) -> EdgebenchError:

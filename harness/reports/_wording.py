@@ -13,6 +13,12 @@ from harness.metrics import Metric, Row
 
 ABSENT = "–"
 BUSY_SHARE = 0.1  # of all CPU time: what others may take during a block before it is said
+MOST_INCIDENTS = 12  # that a report names one by one
+HAPPENED = {
+    "retried": "was run again",
+    "rebooted": "was run again after the device restarted",
+    "reconnected": "lost its link, which came back",
+}
 RESOLVED_S = 0.2  # CPU time is counted in ticks of 10 ms: shorter spans say too little
 
 
@@ -113,6 +119,7 @@ def cautions(records: Iterable[Record]) -> list[str]:
     refused: dict[tuple[str, str, str, str], int] = {}
     notes: dict[tuple[str, str, str], None] = {}
     crowded: dict[tuple[str, int], set[int]] = {}
+    reasons: dict[tuple[str, str], str] = {}
     for record in records:
         device = record.cell.device
         if record.runtime and record.runtime.note:
@@ -124,8 +131,11 @@ def cautions(records: Iterable[Record]) -> list[str]:
             share = taken_by_others(block, cores)
             if share is not None and share > BUSY_SHARE:
                 taken[device] = max(taken.get(device, (0.0, 0)), (share, cores))
+            why = block.facts.get("settings_not_taken") or {}
+            reasons |= {(device, name): str(reason) for name, reason in why.items()}
             for name, setting in block.settings.items():
-                if setting.observed is not None and setting.observed != setting.requested:
+                unread = setting.observed is None and name in why
+                if unread or (setting.observed is not None and setting.observed != setting.requested):
                     key = (device, name, _plainly(setting.requested), _plainly(setting.observed))
                     refused[key] = refused.get(key, 0) + 1
     return [
@@ -138,7 +148,7 @@ def cautions(records: Iterable[Record]) -> list[str]:
         ),
         *(
             f"{device} did not take a setting: {name} was asked as {requested} and read back as {observed} "
-            f"in {units.counted(count, 'block')}."
+            f"in {units.counted(count, 'block')}{_because(reasons.get((device, name)))}."
             for (device, name, requested, observed), count in refused.items()
         ),
         *(
@@ -148,6 +158,20 @@ def cautions(records: Iterable[Record]) -> list[str]:
             for (device, cores), threads in crowded.items()
         ),
     ]
+
+
+def incidents(records: Iterable[Record]) -> list[str]:
+    """What went wrong and was mended while cells were measured; their blocks are whole."""
+    lines: dict[str, None] = {}
+    for record in records:
+        cell = record.cell
+        place = f"{cell.device}, {ranking.label(cell)}, {units.counted(cell.threads, 'thread')}"
+        for incident in record.incidents:
+            kind, _, number = incident.block.partition(" ")
+            lines[f"{place}: {kind} block {number} {HAPPENED[incident.kind]}: {incident.text}"] = None
+    shown = list(lines)[:MOST_INCIDENTS]
+    left = len(lines) - len(shown)
+    return shown + ([f"{left} more such incidents are in the records."] if left else [])
 
 
 def cores_of(record: Record) -> int:
@@ -165,8 +189,14 @@ def taken_by_others(block: Block, cores: int) -> float | None:
     return float(max(0.0, everyone - own) / (wall * cores)) if wall >= RESOLVED_S else None
 
 
-def _plainly(value: float | str) -> str:
+def _plainly(value: float | str | None) -> str:
+    if value is None:
+        return "nothing"
     return f"{value:g}" if isinstance(value, (int, float)) else value
+
+
+def _because(reason: str | None) -> str:
+    return f" ({reason.rstrip('.')})" if reason else ""
 
 
 def _writer(row: Row, name: str) -> Callable[[float], str]:

@@ -11,7 +11,7 @@ import pytest
 
 from harness import metrics
 from harness.core import plugins, units
-from harness.core.types import STATUSES, Run, Setting, Status
+from harness.core.types import STATUSES, Incident, Run, Setting, Status
 from harness.reports import _wording
 from tests import records
 
@@ -244,3 +244,61 @@ def test_what_a_figure_means_is_written_out() -> None:
 )
 def test_bounds_share_their_unit_only_if_they_have_the_same(low: str, high: str, text: str) -> None:
     assert units.joined(low, high) == text
+
+
+TROUBLED = replace(
+    records.medians(1000, 1100),
+    incidents=(
+        Incident(kind="retried", utc="2026-01-02T03:04:05Z", block="latency 3", text="SIGKILL (9) ended it."),
+        Incident(kind="rebooted", utc="2026-01-02T03:05:05Z", block="memory 1", text="It restarted."),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", ["table", "markdown", "html", "json"])
+def test_what_was_mended_is_told(name: str) -> None:
+    text = render(name, records.run([TROUBLED])).replace("\\", "")
+    text = " ".join(text.split())
+    assert "latency block 3 was run again: SIGKILL (9) ended it." in text
+    assert "memory block 1 was run again after the device restarted: It restarted." in text
+
+
+def test_many_troubles_are_counted_and_not_all_named() -> None:
+    many = [replace(TROUBLED.incidents[0], block=f"latency {n}") for n in range(40)]
+    lines = _wording.incidents([replace(TROUBLED, incidents=tuple(many))])
+    assert len(lines) == _wording.MOST_INCIDENTS + 1
+    assert lines[-1] == "28 more such incidents are in the records."
+
+
+@pytest.mark.parametrize("name", ["table", "markdown", "json"])
+def test_a_setting_that_was_not_taken_says_why(name: str) -> None:
+    block = TROUBLED.blocks[0]
+    settings = {"governor": Setting(requested="performance", observed=None)}
+    refused = replace(block, settings=settings, facts={"settings_not_taken": {"governor": "no cpufreq"}})
+    text = render(name, records.run([replace(TROUBLED, blocks=(refused,))])).replace("\\", "")
+    said = "governor was asked as performance and read back as nothing in 1 block (no cpufreq)."
+    assert said in " ".join(text.split())
+
+
+def test_an_emulated_device_is_ranked_in_no_report() -> None:
+    """It is the fastest by far, and stands beside a real one: nobody calls it that."""
+    real = records.demo_run(samples=40, blocks=3, device="pi5")
+    fake = records.demo_run(
+        samples=40, blocks=3, device="qemu", speed=50, facts={**records.DEVICE_FACTS, "emulated": True}
+    )
+    both = records.run([*real.records, *fake.records])
+    derived = json.loads(render("json", both))
+    by_device = {group["device"]: group for group in derived["rankings"]}
+    assert len(by_device["pi5"]["fastest_first"]) == 12
+    assert by_device["qemu"]["fastest_first"] == by_device["qemu"]["pareto_front"] == []
+    assert by_device["qemu"]["speed_over_uncompressed"] == by_device["qemu"]["fastest_over_others"] == []
+    assert by_device["qemu"]["fastest_within_score_loss"] is None
+    table = pd.read_csv(io.StringIO(render("csv", both)))
+    assert dict(table.groupby("device")["emulated"].all()) == {"pi5": False, "qemu": True}
+    for name in ("table", "markdown", "html"):
+        text = " ".join(render(name, both).replace("\\", "").replace("&#39;", "'").split())
+        assert "qemu is emulated: its times are the emulator's" in text, name
+        assert "The fastest form of digits_cnn on pi5" in text, name
+        assert "The fastest form of digits_cnn on qemu" not in text, name
+        assert "fastest of each format per device" in text, name
+        assert "not ranked: emulated" in text, name
