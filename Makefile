@@ -5,7 +5,7 @@ BIN := .venv/bin
 EDGEBENCH := $(BIN)/edgebench
 SHELL := /bin/bash
 
-.PHONY: setup demo test lint benchmark-fidelity benchmark-small clean
+.PHONY: setup demo test lint benchmark-fidelity benchmark-small benchmark-push clean
 
 setup: .venv/.ready
 
@@ -38,6 +38,10 @@ benchmark-fidelity: .venv/.ready-dev
 
 benchmark-small: .venv/.ready-dev
 	$(BIN)/python benchmarks/small.py
+
+# Our push over ssh against scp, on loopback and on a slow link; needs an sshd and scp.
+benchmark-push: .venv/.ready-dev
+	$(BIN)/python benchmarks/push.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

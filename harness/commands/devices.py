@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ def command(context: click.Context, *, fleet: Path | None, as_json: bool) -> int
     if context.invoked_subcommand is not None:
         context.obj = fleet
         return 0
-    devices = list(config.load_devices(fleet).values())
+    known = config.load_devices(fleet)
+    devices = list(known.values())
     with ThreadPoolExecutor(max_workers=min(16, len(devices))) as pool:
-        answers = list(pool.map(_ask, devices))
+        answers = list(pool.map(partial(_ask, known), devices))
     if as_json:
         click.echo(json.dumps(answers, indent=1))
     else:
@@ -109,10 +111,10 @@ def _agreed(finding: Finding, fingerprints: Sequence[str], *, yes: bool) -> list
     return list(finding.shown)
 
 
-def _ask(device: Device) -> dict[str, Any]:
+def _ask(known: Mapping[str, Device], device: Device) -> dict[str, Any]:
     row: dict[str, Any] = {"device": device.name, "transport": device.transport, "tags": list(device.tags)}
     try:
-        with open_session(device) as session:
+        with open_session(ssh.with_hops(device, known)) as session:
             runtimes = {}
             for name in FORMATS:
                 try:
