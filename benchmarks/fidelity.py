@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import runners, session
+from harness.agent_process import ENVIRONMENT
 from harness.core import tensors, units
 from harness.core.places import cache_dir
 from harness.core.types import BACKENDS, SUFFIXES, Device, FormatName, Job
@@ -156,7 +157,7 @@ def bare(argv: list[str]) -> Loop:
     """A program that prints its median."""
 
     def run() -> float:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=session.ENVIRONMENT)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=ENVIRONMENT)
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(argv)} failed with {done.returncode}:\n{done.stderr[-2000:]}")
         return float(done.stdout.split()[-1])
@@ -171,7 +172,7 @@ def litert_tool(path: str, threads: int, seconds: float) -> Loop:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             argv = [sys.executable, "-c", TOOL, f"--model={path}", f"--num_threads={threads}"]
             argv += [f"--num_runs={runs}", f"--warmup_runs={warmup}", f"--result_json={file.name}"]
-            subprocess.run(argv, capture_output=True, check=True, env=session.ENVIRONMENT)
+            subprocess.run(argv, capture_output=True, check=True, env=ENVIRONMENT)
             return float(json.load(file)["latency"]["median_ms"]) * 1e6
 
     rough_ns = run(20, 5)

@@ -27,13 +27,12 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.core.types import Device  # noqa: E402
-from harness.transports import ssh  # noqa: E402
-from tests.ssh.proxy import proxy  # noqa: E402
-from tests.ssh.servers import Lab, Server, new_key  # noqa: E402
+from harness.core.types import Device
+from harness.transports import ssh
+from tests.ssh.proxy import proxy
+from tests.ssh.servers import ROOT, Lab, Server, new_key
 
 BIG_BYTES = 64 << 20
 SMALL_FILES = 200
@@ -55,10 +54,11 @@ def main() -> int:
         return 2
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="eb-push-"))
+        folder.chmod(0o755)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         lab = _lab(folder)
         stack.callback(lab.close)
-        server = lab.server()
+        server = lab.ordinary("/bin/bash") if ROOT else lab.server()
         slow = stack.enter_context(proxy(server.port, bytes_per_s=asked.rate * 1e6 / 8))
         lab.trust(server, slow.port)
         good = True
@@ -99,6 +99,8 @@ def _compare(
                     path.write_bytes(os.urandom(files[file]))
                 target = Path(name, "there")
                 target.mkdir()
+                for path in (Path(name), target):
+                    path.chmod(0o777)  # the user there may be another one
                 seconds = ways[way](sources, target)
             if number:  # the first one warms up
                 times[way].append(seconds)

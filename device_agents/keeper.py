@@ -83,9 +83,8 @@ def family(job):
     keeper = job["keeper"]["pid"]
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     table = {pid: found for pid, found in ((pid, stat(pid)) for pid in numbers) if found}
-    if job["keeper"]["boot_id"] != boot_id() or (
-        keeper in table and table[keeper][3] != job["keeper"]["start"]
-    ):
+    begin = job["keeper"]["start"]
+    if job["keeper"]["boot_id"] != boot_id() or (keeper in table and table[keeper][3] != begin):
         return set()  # the number is somebody else's by now
     found = {pid for pid, (_, _, session, _) in table.items() if session == keeper}
     if keeper not in table and not runs(job["agent"]):  # it may have been somebody else's: ours stand here
@@ -205,7 +204,7 @@ def keep(folder, spec, workdir):
         end_family(job)
         os.waitpid(agent, 0)
     if stopped and end["why"] is None:
-        end["why"] = (load(os.path.join(folder, "why")) or {}).get("why", "It was stopped.")
+        end.update(load(os.path.join(folder, "why")) or {"why": "It was stopped."})
     return write_end(folder, end, done)
 
 
@@ -347,7 +346,7 @@ def wait(folder, for_s, interrupt):
     return {"running": False, "exit_code": None, "timed_out": False, "output_bytes": None, "why": why}
 
 
-def end(folder, why="It was stopped."):
+def end(folder, why="It was stopped.", abandoned=False):
     """End a job's processes within a bounded time, its keeper too; the pid of an agent that still ran."""
     job = load(os.path.join(folder, "pid"))
     if not job or "error" in job:
@@ -355,7 +354,7 @@ def end(folder, why="It was stopped."):
     alive = family(job)
     if runs(job["keeper"]):
         with contextlib.suppress(OSError):  # on a full disk it ends all the same, without the reason
-            save(os.path.join(folder, "why"), {"why": why})
+            save(os.path.join(folder, "why"), {"why": why, "abandoned": abandoned})
         with contextlib.suppress(ProcessLookupError):
             os.kill(job["keeper"]["pid"], signal.SIGTERM)
         limit = time.monotonic() + STOP_S

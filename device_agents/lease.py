@@ -86,6 +86,18 @@ def change(workdir, client, action, owner, period_s, replaces):
         return {"held": True, "lapsed": action == "renew" and not mine}
 
 
+def extend(workdir, client, work_s):
+    """Let our own lease last for its period after a piece of work that keeps us from hearing the host."""
+    path = os.path.join(workdir, "lease.json")
+    if not os.path.exists(path):
+        return
+    with locked(workdir):
+        held = load(path)
+        if held and held["client"] == client and left_s(held) > 0:
+            expires_s = boottime_s() + held["period_s"] + work_s
+            write(path, dict(held, boot_id=keeper.boot_id(), expires_s=expires_s))
+
+
 def janitor(workdir, path):
     """Sleep until the lease is over; then end what its owner left behind."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -106,7 +118,7 @@ def janitor(workdir, path):
 def clean(workdir, held):
     """End the jobs and the supervisor of a host that is gone, put settings back."""
     for folder in keeper.every(os.path.join(workdir, "jobs")):
-        keeper.end(folder, "Its host was away for longer than its lease.")
+        keeper.end(folder, "Its host was away for longer than its lease.", abandoned=True)
     end_process(load(os.path.join(workdir, "links", held["client"])))
     restore(workdir)
 

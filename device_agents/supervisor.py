@@ -20,6 +20,8 @@ from keeper import Refused, load, save
 
 PROTOCOL = 1
 GREETING = b"edgebench supervisor 1\n"
+#: Calls that may take longer than a lease, and for how long it is then held beyond its period.
+LONG_S = {"unpack": 900, "have": 300, "settings": 120}
 KINDS = {errno.ENOSPC: "no_space", errno.EDQUOT: "no_space", errno.EROFS: "read_only"}
 KINDS.update({errno.EACCES: "not_permitted", errno.EPERM: "not_permitted", errno.ENOENT: "not_found"})
 
@@ -121,7 +123,12 @@ class Supervisor:
                 raise Refused("bad_request", "The first call is hello.")
             if name == "push":
                 request["body"] = body
+            work_s = float(request.get("timeout_s", 0)) if name == "run" else LONG_S.get(name)
+            if work_s is not None:
+                lease.extend(self.files.workdir, self.client, work_s)
             found = call(self if name in OWN else self.files, **request)
+            if work_s is not None:
+                lease.extend(self.files.workdir, self.client, 0)
             facts, raw = found if isinstance(found, tuple) else (found, b"")
             return {"ok": facts}, raw
         except EOFError:

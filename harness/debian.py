@@ -53,8 +53,11 @@ def numpy(machine: str, codename: str, cache: Path) -> Numpy | NoWheel:
     with filelock.FileLock(folder / f"{stem}.lock"):
         for known in folder.glob(f"{stem}_*.zip"):
             return Numpy(path=known, version=known.stem.rpartition("_")[2])
-        if tools or not KEYRING.exists():
-            return NoWheel(reason=f"this machine has no {' and no '.join(tools) or KEYRING}", final=False)
+        if tools:
+            return NoWheel(reason=f"this machine has no {' and no '.join(tools)}", final=False)
+        if not KEYRING.exists():
+            install = "sudo apt install debian-archive-keyring"
+            return NoWheel(reason=f"this machine has no {KEYRING}: {install}", final=False)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".apt-") as name:
             return _fetch(machine, codename, Path(name), folder / stem)
 

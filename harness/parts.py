@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from harness import debian, runners, wheels
+from harness.core.errors import EdgebenchError
 from harness.core.types import digest
 from harness.wheels import NoWheel, Target, Wheel
 
@@ -165,7 +166,10 @@ def _native(target: Target, system: System, cache: Path) -> Native | NoWheel:
     if isinstance(wheel, NoWheel):
         return NoWheel(reason=f"executorch has no wheel for {target.machine}") if wheel.final else wheel
     unpacked = runners.extract(wheel.path)
-    runner = runners.cross(target.machine, wheel.path, wheel.version, cache)
+    try:
+        runner = runners.cross(target.machine, wheel.path, wheel.version, cache)
+    except EdgebenchError as error:  # the other runtimes are none the worse for it
+        return NoWheel(reason=str(error), final=False)
     if isinstance(runner, runners.NoRunner):
         if not system.has_compiler():
             return NoWheel(reason=f"{runner.reason}; nor has the device a g++")

@@ -60,6 +60,10 @@ class Manifest:
         env = {"PYTHONPATH": ":".join(self.site), "LD_LIBRARY_PATH": ":".join(self.library_dirs)}
         return {name: value for name, value in env.items() if value}
 
+    def made_for(self, python: str) -> bool:
+        """Whether it was made for that Python (``"3.11.2"``): the system may be another one by now."""
+        return self.target.startswith(f"Python {'.'.join(python.split('.')[:2])} ")
+
     def runner_argv(self) -> list[str]:
         """How the native runner is started; empty if there is none."""
         return [self.runner.path] if self.runner else []
@@ -156,6 +160,11 @@ def remove(transport: Transport) -> int:
 
 def _look(device: Device, transport: Transport, facts: Mapping[str, Any]) -> tuple[Target, System]:
     """What decides which files run there. A 64-bit kernel may have a 32-bit Python: so it is asked."""
+    if ":" in transport.workdir:
+        raise DeviceError(
+            f"{device.name}: the work folder {transport.workdir} has a ':' in it, which separates folders.",
+            hint=f"Set workdir of {device.name} to another folder.",
+        )
     done = trying.run(transport, [transport.python, "-c", QUESTION])
     if done.exit_code != 0:
         raise DeviceError(f"{device.name}: {transport.python} does not run there: {done.why}")

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from harness.core.errors import DeviceError
 from harness.core.types import digest
 
 PIP_TIMEOUT_S = 900.0
+NO_WHEEL_S = 7 * 86400.0  # that there is none is believed for so long
 #: The first glibc of an architecture's wheels; names of before PEP 600, which old wheels have.
 FIRST_GLIBC = {"x86_64": 5, "i686": 5}
 LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
@@ -103,7 +105,8 @@ def resolve(package: str, target: Target, cache: Path, *, allowed: str = "") -> 
     The wheel of *package* for *target*: the version that this machine has, else the newest that there is.
 
     *allowed* is a version specifier (``">=1.23,<2"``). What was answered once is answered from the cache,
-    without any connection, until this machine has another version of the package.
+    without any connection, until this machine has another version of the package; that there is none is
+    asked again after a week.
     """
     here = host_version(package)
     key = digest([package, allowed, here, target.machine, *target.python, *target.glibc])
@@ -189,7 +192,8 @@ def _known(answer: Path, folder: Path, package: str) -> Wheel | NoWheel | None:
         return None
     fields = json.loads(answer.read_text(encoding="utf-8"))
     if "reason" in fields:
-        return NoWheel(reason=fields["reason"])
+        fresh = time.time() - answer.stat().st_mtime < NO_WHEEL_S
+        return NoWheel(reason=fields["reason"]) if fresh else None
     path = folder / fields["sha256"][:16] / fields["file"]
     if not path.exists() or sha256_of(path) != fields["sha256"]:
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.core.errors import DeviceError, SupervisorError
 from harness.transports._wire import Connection
 
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 20  # small enough that a slow link answers while the lease lasts
 WINDOW_BYTES = 1 << 24  # sent and not answered yet, at most
 WINDOW_REQUESTS = 256
 SLOW_BYTES_PER_S = 1 << 16  # no link that is of use is slower

@@ -85,6 +85,8 @@ class RemoteProcess:
             facts, _ = self._ask(self._boot_id, "wait", {"job": self._job, "for_s": for_s}, for_s)
             if not facts["running"]:
                 self._end = facts
+                if facts.get("abandoned"):
+                    raise TransientDeviceError("An agent was ended on the device: we were away for too long.")
             elif time.monotonic() > self._deadline_s:
                 raise TransientDeviceError("An agent goes on after its time on the device: its keeper hangs.")
         return self._end is not None

@@ -48,6 +48,7 @@ class _Outage:
     why: str
     since_s: float
     attempts: int = 0
+    last: str = ""
 
 
 @dataclass(slots=True)
@@ -283,6 +284,7 @@ class Supervisor:
             self._connection = None
             self._outage = self._outage or _Outage(what, str(error), time.monotonic())
             self._outage.attempts += 1
+            self._outage.last = str(error)
             raise
         except SupervisorError:
             self._forward()
@@ -305,7 +307,8 @@ class Supervisor:
         tried_s = time.monotonic() - outage.since_s
         raise TransientDeviceError(
             f"{self._name}: the link was lost ({outage.what}: {outage.why}) "
-            f"and did not come back within {tried_s:.0f} s, tried {outage.attempts} times.",
+            f"and did not come back within {tried_s:.0f} s, tried {outage.attempts} times "
+            f"(last: {outage.last.rstrip('.')}).",
             hint="Is the device on, and its network? What was finished is kept.",
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -21,8 +20,8 @@ class Bad:
     """
     A link that dies after so many bytes.
 
-    Told as bytes beyond the bootstrap (written) or beyond the greeting (read). *silent*: as a pulled cable, it
-    says nothing, nothing comes, and the supervisor lives on until the link is closed.
+    Told as bytes beyond the bootstrap (written) or beyond the greeting (read). *silent*: as a pulled cable,
+    it says nothing, nothing comes, and the supervisor lives on.
     """
 
     def __init__(
@@ -120,14 +119,14 @@ def alive(pid: int) -> bool:
 def standing_in(folder: Path) -> list[int]:
     """Pids of the processes whose working directory is there: agents and what they started."""
     found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                where = os.readlink(f"/proc/{name}/cwd")
+                where = (entry / "cwd").readlink()
             except OSError:  # ended meanwhile
                 continue
-            if where == str(folder) and alive(int(name)):
-                found.append(int(name))
+            if where == folder and alive(int(entry.name)):
+                found.append(int(entry.name))
     return found
 
 

@@ -292,6 +292,16 @@ def test_a_lease_that_nobody_renews_is_over(tmp_path: Path) -> None:
     other.close()
 
 
+def test_a_lease_lasts_while_a_long_command_runs(there: Supervisor) -> None:
+    """The supervisor hears nothing of its host meanwhile; without this its janitor would end it."""
+    there.call("lease", action="take", owner=OWNER, period_s=0.5)
+    done = there.call("run", argv=["sh", "-c", "sleep 2; cat lease.json"], timeout_s=60)
+    assert done["exit_code"] == 0
+    assert json.loads(done["out"])["owner"] == OWNER
+    assert there.incidents == ()
+    there.call("lease", action="release")
+
+
 def test_a_released_lease_leaves_no_janitor(there: Supervisor) -> None:
     there.call("lease", action="take", owner=OWNER, period_s=600)
     janitor = json.loads(Path(there.workdir, "janitor.json").read_text())["pid"]

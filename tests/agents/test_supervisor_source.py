@@ -1,4 +1,4 @@
-"""What is sent to a device runs there: Python 3.8, the standard library, and nothing but what is sent along."""
+"""What is sent to a device runs there: Python 3.8, the standard library, what is sent along."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_is_python_3_8(name: str) -> None:
 
 @pytest.mark.parametrize("name", SENT)
 def test_it_imports_what_is_there(name: str) -> None:
-    before = set(SENT[: SENT.index(name)])
+    before = set(MODULES[: MODULES.index(name)])
     for node in ast.walk(tree(name)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):

@@ -132,7 +132,7 @@ class FakeSession:
         return self._act(job, index)
 
 
-def opener(session: FakeSession) -> Callable[[Device], Any]:
+def opener(session: FakeSession) -> Callable[[Device, object], Any]:
     """What replaces open_session, so that measuring gets *session*."""
 
     @contextmanager

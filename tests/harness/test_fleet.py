@@ -39,7 +39,10 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
         return replace(plain, cell=replace(plain.cell, device=name), artifact=made)
 
     def run(
-        boards: Mapping[str, Board], hosts: Mapping[str, str] | None = None, **common: bool
+        boards: Mapping[str, Board],
+        hosts: Mapping[str, str] | None = None,
+        *,
+        emulated: bool = False,
     ) -> tuple[RunFolder, fakes.Lines]:
         def connect(device: Device) -> object:
             return boards[device.name].connect(device)
@@ -50,7 +53,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
         records = [record(name) for name in boards]
         info = replace(fakes.info(), plan=PLAN, cells=tuple(r.cell for r in records))
         folder.save_info(info)
-        devices = [Device(name=name, transport="local", **common) for name in boards]
+        devices = [Device(name=name, transport="local", emulated=emulated) for name in boards]
         lines = fakes.Lines()
         try:
             pipeline._measure_all(records, devices, folder, lines, 0.0)

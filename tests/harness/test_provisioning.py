@@ -103,6 +103,8 @@ def test_the_manifest_says_how_they_are_started(
     manifest = provision(device, shared).manifest
     assert provisioning.installed(device) == manifest
     assert codec.from_json(provisioning.Manifest, codec.to_json(manifest)) == manifest
+    assert manifest.made_for(platform.python_version())
+    assert not manifest.made_for("3.1.4")
     folders = manifest.python_env()["PYTHONPATH"].split(":")
     assert len(folders) == 3
     assert all(Path(folder).is_relative_to(device.workdir) for folder in folders)
@@ -329,3 +331,24 @@ def test_a_manifest_of_another_folder_is_none(
 def test_a_device_that_cannot_be_provisioned_says_why(device: Local, shared: Path) -> None:
     with pytest.raises(EdgebenchError, match="wheels need glibc"):
         provision(device, shared, FACTS | {"libc": ""})
+
+
+def test_a_runner_that_does_not_compile_leaves_the_others(
+    house: Path, compiled: Path, device: Local, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise EdgebenchError("The native ExecuTorch runner does not compile: x.cpp:1: error: boom")
+
+    monkeypatch.setattr(runners, "cross", broken)
+    done = provision(device, shared)
+    assert set(done.runtimes) == {"onnxruntime", "litert"}
+    assert "error: boom" in done.missing["executorch"]
+
+
+def test_a_folder_that_no_path_can_name_is_refused(house: Path, tmp_path: Path, shared: Path) -> None:
+    device = local.connect(replace(PI, options={"workdir": str(tmp_path / "a:b")}))
+    try:
+        with pytest.raises(DeviceError, match="has a ':' in it"):
+            provision(device, shared)
+    finally:
+        device.close()

@@ -236,3 +236,27 @@ def test_a_setting_that_was_not_taken_says_why(name: str) -> None:
     text = render(name, records.run([replace(TROUBLED, blocks=(refused,))])).replace("\\", "")
     said = "governor was asked as performance and read back as nothing in 1 block (no cpufreq)."
     assert said in " ".join(text.split())
+
+
+def test_an_emulated_device_is_ranked_in_no_report() -> None:
+    """It is the fastest by far, and stands beside a real one: nobody calls it that."""
+    real = records.demo_run(samples=40, blocks=3, device="pi5")
+    fake = records.demo_run(
+        samples=40, blocks=3, device="qemu", speed=50, facts={**records.DEVICE_FACTS, "emulated": True}
+    )
+    both = records.run([*real.records, *fake.records])
+    derived = json.loads(render("json", both))
+    by_device = {group["device"]: group for group in derived["rankings"]}
+    assert len(by_device["pi5"]["fastest_first"]) == 12
+    assert by_device["qemu"]["fastest_first"] == by_device["qemu"]["pareto_front"] == []
+    assert by_device["qemu"]["speed_over_uncompressed"] == by_device["qemu"]["fastest_over_others"] == []
+    assert by_device["qemu"]["fastest_within_score_loss"] is None
+    table = pd.read_csv(io.StringIO(render("csv", both)))
+    assert dict(table.groupby("device")["emulated"].all()) == {"pi5": False, "qemu": True}
+    for name in ("table", "markdown", "html"):
+        text = " ".join(render(name, both).replace("\\", "").replace("&#39;", "'").split())
+        assert "qemu is emulated: its times are the emulator's" in text, name
+        assert "The fastest form of digits_cnn on pi5" in text, name
+        assert "The fastest form of digits_cnn on qemu" not in text, name
+        assert "fastest of each format per device" in text, name
+        assert "not ranked: emulated" in text, name

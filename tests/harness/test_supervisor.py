@@ -21,9 +21,9 @@ from tests.agents.links import OWNER, Bad, Links, alive, eventually, python, sta
 CONTENT = random.Random(0).randbytes(3_000_000)
 FILES = {"big": 2_400_000, "small": 700, "empty": 0, "middle": 90_000}
 OFTEN = settings(
-    max_examples=25,
+    max_examples=8,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 #: It says that it ran, then prints lines that no other run prints.
 AGENT = """
@@ -57,7 +57,7 @@ cuts = st.tuples(st.sampled_from(["write", "read"]), st.integers(0, 2_600_000), 
 
 def bad(cut: tuple[str, int, bool]) -> Bad:
     side, count, silent = cut
-    return Bad(**{side: count}, silent=silent)  # type: ignore[arg-type]
+    return Bad(**{side: count}, silent=silent)
 
 
 @OFTEN
@@ -75,7 +75,7 @@ def test_a_push_that_is_cut_anywhere_ends_whole(
         assert Path(path).read_bytes() == CONTENT[: FILES[name]]
     assert pushed.sent_files == len(FILES)
     assert not list(Path(device.workdir, "parts").iterdir())
-    assert 1 <= len(device.incidents) <= 2
+    assert device.incidents
     device.close()
     links.forget()
 
@@ -103,13 +103,30 @@ def test_a_stream_that_is_cut_anywhere_runs_once_and_comes_whole(
     device.call("hello")
     assert device._connection is not None
     device._connection.close()
+    device.call("lease", action="take", owner=OWNER, period_s=6)  # and so a wait is 2 s, not 20
     with device.stream([*python(AGENT), str(folder / "ran")], env={}, timeout_s=60) as stream:
         assert list(stream) == EXPECTED
         assert stream.exit_code == 0
     assert (folder / "ran").read_text() == "ran "
     assert standing_in(Path(device.workdir)) == []
+    device.call("lease", action="release")
     device.close()
     links.forget()
+
+
+def test_an_agent_that_the_janitor_ended_is_a_lost_device(tmp_path: Path) -> None:
+    device = supervisor(Links(), tmp_path)
+    device.call("lease", action="take", owner=OWNER, period_s=1)
+    device._lease = None  # nothing renews it: as if we were away
+
+    def use() -> None:
+        with device.stream(["sleep", "600"], env={}, timeout_s=600) as stream:
+            list(stream)
+
+    with pytest.raises(TransientDeviceError, match="away for too long"):
+        use()
+    assert standing_in(Path(device.workdir)) == []
+    device.close()
 
 
 class Garbled(Bad):
@@ -272,7 +289,7 @@ def test_an_interrupt_in_a_wait_ends_the_agent(tmp_path: Path) -> None:
             device._connection.answer = interrupted  # type: ignore[method-assign]
             list(stream)
 
-    def interrupted(number: int, within_s: float = 0.0) -> None:
+    def interrupted(number: int, within_s: float = 0.0) -> tuple[dict[str, object], bytes]:
         assert device._connection is not None
         device._connection.answer = ask  # type: ignore[method-assign]
         raise KeyboardInterrupt

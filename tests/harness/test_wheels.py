@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -93,6 +94,9 @@ def test_no_wheel_is_a_reason_and_is_remembered(tmp_path: Path, house: Path) -> 
     assert first == NoWheel(reason="toy has no wheel for Python 3.8 on aarch64 with glibc 2.31")
     wheelhouse.make(house, "toy", "1.0", python="cp38", platform="manylinux2014_aarch64")
     assert wheels.resolve("toy", JETPACK_5, tmp_path) == first
+    (answer,) = (tmp_path / "wheels" / "resolved").glob("*.json")
+    os.utime(answer, (0, 0))  # for a week
+    assert found("toy", JETPACK_5, tmp_path).version == "1.0"
 
 
 def test_allowed_versions_are_kept_to(tmp_path: Path, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:

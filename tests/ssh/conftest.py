@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.transports import _ssh_config
 from tests.ssh.servers import Lab, new_key, sshd
 
 
@@ -24,6 +25,8 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     (folder / "work").mkdir(mode=0o777)
     (folder / "work").chmod(0o777)
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(_ssh_config, "SYSTEM_CONFIG", folder / "none")  # this machine's may say anything
+    monkeypatch.setattr(_ssh_config, "SYSTEM_KNOWN_HOSTS", ())
     for name in [name for name in os.environ if name.startswith("EDGEBENCH_P")]:
         monkeypatch.delenv(name)
     for name in ("SSH_AUTH_SOCK", "XDG_CONFIG_HOME"):

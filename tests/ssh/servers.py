@@ -26,6 +26,7 @@ import pytest
 from harness.core.types import Device
 
 START_S = 20.0
+SFTP = "/usr/lib/openssh/sftp-server"  # as Debian's own sshd_config says
 PACKAGES = ("openssh-server", "openssh-sftp-server")
 ROOT = os.geteuid() == 0
 
@@ -120,7 +121,7 @@ class Server:
             ),
             *("PasswordAuthentication no", "KbdInteractiveAuthentication no"),
             *("MaxStartups 100:30:200", "MaxSessions 100", "LogLevel VERBOSE"),
-            "Subsystem sftp internal-sftp",
+            f"Subsystem sftp {SFTP if Path(SFTP).exists() else 'internal-sftp'}",
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         if ROOT:
