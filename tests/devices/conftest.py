@@ -36,7 +36,7 @@ def why_not() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before the markers are asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark ours, put those that share the one machine on one worker, and begin with those that take longest."""
+    """Mark ours, keep those that share the machine on one worker, begin with those that take longest."""
     first = ["test_vm.py", "test_provision.py"]
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
