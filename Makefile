@@ -35,7 +35,7 @@ test: lint
 # Faults, arm userlands and an arm64 machine; as root on Debian, and skipped with the reason elsewhere.
 test-devices: .venv/.ready-dev
 	tests/devices/packages.sh
-	$(BIN)/pytest -m devices tests/devices
+	$(BIN)/pytest -m devices -n 3 --dist loadgroup tests/devices
 
 # What the agents add to the bare runtimes, and what the shipped recipes save over five seeds.
 benchmark-fidelity: .venv/.ready-dev

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.devices.nodes import Node, Userland, keygen, node
 
 PROGRAMS = (
     *("sshd", "ip", "iptables", "tc", "unshare", "nsenter", "setpriv", "ssh-keygen"),
-    *("mmdebstrap", "qemu-aarch64-static", "aarch64-linux-gnu-g++"),
+    *("mmdebstrap", "qemu-aarch64-static", "cc", "aarch64-linux-gnu-g++"),
     *("qemu-system-aarch64", "mke2fs", "depmod", "cpio"),
 )
 StartNode = Callable[..., Node]
@@ -35,15 +36,31 @@ def why_not() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before the markers are asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark ours, keep those that share the machine on one worker, begin with those that take longest."""
+    first = ["test_vm.py", "test_provision.py"]
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.devices)
+            if "vm" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("vm"))
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def possible() -> None:
     if reason := why_not():
         pytest.skip(reason)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Under xdist: what a worker has measured comes to the one that prints."""
+    stages.add(getattr(node, "workeroutput", {}).get("stages", []))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["stages"] = stages.table()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -105,21 +122,21 @@ def armhf() -> Path:
 def pi5(arm64: Path, place: Path) -> Userland:
     """Like a Pi 5 under Raspberry Pi OS: python3 and openssh, nothing of ours."""
     fake = device_trees.pi5(place / "pi5")
-    return Userland(lower=arm64, fake=fake, overlay=device_trees.PI_FILES, cpu="cortex-a76")
+    return Userland(lower=arm64, fake=fake, overlay=device_trees.PI_FILES)
 
 
 @pytest.fixture(scope="session")
 def orin(arm64: Path, place: Path) -> Userland:
     """Like a Jetson Orin Nano: the sensor tree and NVIDIA's tools."""
     fake = device_trees.orin(place / "orin")
-    return Userland(lower=arm64, fake=fake, overlay=device_trees.ORIN_FILES, cpu="cortex-a76")
+    return Userland(lower=arm64, fake=fake, overlay=device_trees.ORIN_FILES)
 
 
 @pytest.fixture(scope="session")
 def pi3(armhf: Path, place: Path) -> Userland:
     """Like a Pi 3 under 32-bit Raspberry Pi OS."""
     fake = device_trees.pi3_32bit(place / "pi3")
-    return Userland(lower=armhf, fake=fake, overlay=device_trees.PI_FILES, cpu="cortex-a7")
+    return Userland(lower=armhf, fake=fake, overlay=device_trees.PI_FILES)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def main() -> None:
         received = signal.sigwait(SIGNALS)
         if received == signal.SIGUSR1:
             for pid in pids():
-                if Path(f"/proc/{pid}/comm").read_text().strip() == "sshd":
+                if "sshd" in Path(f"/proc/{pid}/cmdline").read_text():
                     os.kill(pid, signal.SIGKILL)
             start_sshd(config)
         elif received == signal.SIGUSR2:

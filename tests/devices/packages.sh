@@ -5,7 +5,7 @@ set -euo pipefail
 [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "packages.sh: not root or no apt-get: nothing is installed"; exit 0; }
 
 packages=(openssh-server openssh-sftp-server iproute2 iptables util-linux)  # a fleet in network namespaces
-packages+=(mmdebstrap arch-test qemu-user-static)                           # arm userlands
+packages+=(mmdebstrap arch-test qemu-user-static gcc libc6-dev)             # arm userlands
 packages+=(g++-aarch64-linux-gnu)                                           # the native runner for them
 packages+=(qemu-system-arm e2fsprogs kmod cpio)   # a virtual machine
 [ "${1:-}" != browser ] || packages+=(chromium chromium-driver)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_ROWS: list[tuple[str, float]] = []
-_FIGURES: list[str] = []
+_LINES: list[str] = []
 
 
 @contextmanager
@@ -17,14 +16,19 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _ROWS.append((name, time.monotonic() - begin))
+        figure(f"{time.monotonic() - begin:8.1f} s  {name}")
 
 
-def figure(text: str) -> None:
+def figure(line: str) -> None:
     """A measured figure that is to be printed at the end."""
-    _FIGURES.append(text)
+    _LINES.append(line)
+
+
+def add(lines: Iterable[str]) -> None:
+    """What another process has measured."""
+    _LINES.extend(lines)
 
 
 def table() -> list[str]:
-    """The stages in the order in which they ended, then the figures."""
-    return [*(f"{seconds:8.1f} s  {name}" for name, seconds in _ROWS), *_FIGURES]
+    """Stages and figures, in the order in which they came."""
+    return list(_LINES)

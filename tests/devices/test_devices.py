@@ -129,6 +129,8 @@ def test_a_pi5_is_one_to_those_who_ask(start: StartNode, pi5: Userland, user: st
         device, "cat /proc/cpuinfo /sys/firmware/devicetree/base/model", user=user
     )
     assert "3.11" in ssh(device, "python3 --version", user=user)
+    flags = ssh(device, "env -i LD_SHOW_AUXV=1 /bin/true", user=user)
+    assert "ilrcpc" not in flags  # not qemu's "max", whose int8 kernels are wrong
     missing = ssh(device, "python3 -c 'import numpy' 2>&1 || true", user=user)
     assert "ModuleNotFoundError" in missing
     assert ssh(device, "echo x > ~/file; cat ~/file; head -c2 /dev/urandom | wc -c", user=user).split() == [
