@@ -8,11 +8,7 @@ device's processes, its lease and its jobs are looked at; where the run could no
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +16,11 @@ from typing import Any
 
 import pytest
 
+from tests.devices import harms
 from tests.devices.conftest import StartNode
 from tests.devices.hosts import Host
-from tests.devices.nodes import keygen
 from tests.devices.scenes import RUN, Scene, tiny_model
 
-BLINK_S = 2.0  # how long a cut lasts that TCP itself gets over
 Act = Callable[[Scene], object]
 
 
@@ -45,370 +40,168 @@ class Fault:
     timeout_s: float = 60.0  # of a block
 
 
-def nothing(_: Scene) -> None:
-    return
-
-
-# --- the harm ---------------------------------------------------------------------------------------
-
-
-def cut_in_push(scene: Scene) -> None:
-    scene.in_push()
-    scene.device.net.cut()
-
-
-def cut_in_push_and_heal(scene: Scene) -> None:
-    cut_in_push(scene)
-    scene.wait_until_noticed()
-    scene.device.net.heal()
-
-
-def blink_in_push(scene: Scene) -> None:
-    cut_in_push(scene)
-    time.sleep(BLINK_S)
-    scene.device.net.heal()
-
-
-def cut_in_block(scene: Scene) -> None:
-    scene.in_block()
-    scene.device.net.cut()
-
-
-def cut_in_block_and_heal(scene: Scene) -> None:
-    cut_in_block(scene)
-    scene.wait_until_noticed()
-    assert not scene.agents(), "the block came to its end in the dark"
-    scene.device.net.heal()
-
-
-def blink_in_block(scene: Scene) -> None:
-    cut_in_block(scene)
-    time.sleep(BLINK_S)
-    scene.device.net.heal()
-
-
-def reset_in_push(scene: Scene) -> None:
-    scene.in_push()
-    scene.device.net.reset()
-
-
-def reset_in_block(scene: Scene) -> None:
-    scene.in_block()
-    scene.device.net.reset()
-
-
-def reboot_in_block(scene: Scene) -> None:
-    scene.in_block()
-    scene.device.reboot()
-
-
-def restart_sshd_in_block(scene: Scene) -> None:
-    scene.in_block()
-    scene.device.restart_sshd()
-
-
-def kill_agent(scene: Scene) -> None:
-    os.kill(scene.in_block().pid, signal.SIGKILL)
-
-
-def kill_agent_every_time(scene: Scene) -> None:
-    pid = scene.in_block().pid
-    os.kill(pid, signal.SIGKILL)
-    for _ in range(2):  # a block is tried three times
-        pid = scene.next_agent(pid).pid
-        os.kill(pid, signal.SIGKILL)
-
-
-def hang_agent(scene: Scene) -> None:
-    os.kill(scene.in_block().pid, signal.SIGSTOP)
-
-
-def hang_agent_every_time(scene: Scene) -> None:
-    pid = scene.in_block().pid
-    os.kill(pid, signal.SIGSTOP)
-    os.kill(scene.next_agent(pid).pid, signal.SIGSTOP)
-
-
-def rubbish(scene: Scene) -> None:
-    """The agent's file on the device becomes another program while block 1 runs."""
-    scene.in_block(1)
-    (agent,) = scene.workdir.glob("files/agent-*.py")
-    agent.write_text(
-        "import os, sys\nsys.stdout.buffer.write(b'{\"event\": ' + os.urandom(99_999) + b'\\n')\n"
-    )
-
-
-def kill_supervisor(scene: Scene) -> None:
-    scene.in_block()
-    (link,) = scene.workdir.glob("links/*")
-    inner = json.loads(link.read_text())["pid"]
-    (outer,) = (pid for pid in scene.device.net.pids() if inner_pid(pid) == inner)
-    os.kill(outer, signal.SIGKILL)
-
-
-def inner_pid(pid: int) -> int:
-    """The number that a process has on the device."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("NSpid:")).split()[-1])
-
-
-def fill_disk_in_block(scene: Scene) -> None:
-    scene.in_block()
-    fill(scene)
-
-
-def host_dies_in_block(scene: Scene) -> None:
-    scene.in_block()
-    scene.interrupt(signal.SIGKILL)
-
-
-def host_dies_in_push(scene: Scene) -> None:
-    scene.in_push()
-    scene.interrupt(signal.SIGKILL)
-
-
-def ctrl_c(scene: Scene) -> None:
-    scene.in_block()
-    scene.interrupt()
-
-
-def ctrl_c_twice(scene: Scene) -> None:
-    scene.in_block()
-    scene.interrupt()
-    time.sleep(0.2)  # as fast as a hand can
-    scene.interrupt()
-
-
-def ctrl_c_while_dark(scene: Scene) -> None:
-    cut_in_block(scene)
-    scene.interrupt()
-
-
-def change_host_key(scene: Scene) -> None:
-    scene.in_block()
-    scene.device.new_host_key()
-
-
-# --- before the run, and after it -------------------------------------------------------------------
-
-
-def slow(scene: Scene) -> None:
-    scene.device.net.rate(40)
-
-
-def slow_and_lossy(scene: Scene) -> None:
-    scene.device.net.rate(40)
-    scene.device.net.loss(0.03)
-
-
-def small_disk(scene: Scene) -> None:
-    """A disk of its own below the work folder."""
-    scene.workdir.mkdir()
-    scene.device.run("mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs", str(scene.workdir))
-    scene.options["python"] = scene.entry()["python"]
-
-
-def read_only_disk(scene: Scene) -> None:
-    small_disk(scene)
-    scene.device.run("mount", "-o", "remount,ro", str(scene.workdir))
-
-
-def fill(scene: Scene) -> None:
-    target = scene.device.path(str(scene.workdir)) / "other"
-    with target.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 65536):
-                pass
-        except OSError:
-            return
-    raise AssertionError("the disk never became full")
-
-
-def make_room(scene: Scene) -> None:
-    scene.device.run("mount", "-o", "remount,size=200m", str(scene.workdir))
-
-
-def make_writable(scene: Scene) -> None:
-    scene.device.run("mount", "-o", "remount,rw", str(scene.workdir))
-
-
-def heal(scene: Scene) -> None:
-    scene.device.net.heal()
-
-
-def wrong_host_key(scene: Scene) -> None:
-    keygen(scene.host.home / "other")
-    other = (scene.host.home / "other.pub").read_text().split()
-    scene.host.knows([f"{scene.device.address} {other[0]} {other[1]}"])
-
-
-def no_host_key(scene: Scene) -> None:
-    scene.host.knows([])
-
-
-def wrong_user_key(scene: Scene) -> None:
-    keygen(scene.host.home / "stranger")
-    scene.options["identity"] = str(scene.host.home / "stranger")
-
-
-def right_user_key(scene: Scene) -> None:
-    scene.options["identity"] = str(scene.device.user_key)
-    scene.host.has_devices({"device": scene.entry()})
-
-
-def trust(scene: Scene) -> None:
-    scene.host.knows([f"{scene.device.address} {scene.device.host_key}"])
-
-
-def dark(scene: Scene) -> None:
-    scene.device.net.loss(1.0)
-
-
-def refusing(scene: Scene) -> None:
-    scene.device.net.refuse()
-
-
 DISK = {"workdir": "DEVICE/disk"}
 FAULTS = (
-    Fault(name="no fault", act=nothing),
-    Fault(name="slow link that loses 3 % in push", act=nothing, before=slow_and_lossy, big=True),
-    Fault(name="link cut in push for a moment", act=blink_in_push, before=slow, big=True),
+    Fault(name="no fault", act=harms.nothing),
+    Fault(name="slow link that loses 3 % in push", act=harms.nothing, before=harms.slow_and_lossy, big=True),
+    Fault(name="link cut in push for a moment", act=harms.blink_in_push, before=harms.slow, big=True),
     Fault(
         name="link cut in push, healed",
-        act=cut_in_push_and_heal,
-        before=slow,
+        act=harms.cut_in_push_and_heal,
+        before=harms.slow,
         options={"patience_s": 60},
         big=True,
         incidents=("reconnected",),
     ),
     Fault(
         name="link cut in push, for good",
-        act=cut_in_push,
-        before=slow,
+        act=harms.cut_in_push,
+        before=harms.slow,
         big=True,
         status="lost_device",
         reason="did not come back|cannot be reached|does not answer",
-        mend=heal,
+        mend=harms.heal,
     ),
-    Fault(name="link cut in a block for a moment", act=blink_in_block),
+    Fault(name="link cut in a block for a moment", act=harms.blink_in_block),
     Fault(
         name="link cut in a block, healed",
-        act=cut_in_block_and_heal,
+        act=harms.cut_in_block_and_heal,
         options={"patience_s": 60},
         incidents=("reconnected",),
     ),
     Fault(
         name="link cut in a block, for good",
-        act=cut_in_block,
+        act=harms.cut_in_block,
         status="lost_device",
         reason="did not come back|cannot be reached|does not answer",
-        mend=heal,
+        mend=harms.heal,
     ),
-    Fault(name="TCP reset in push", act=reset_in_push, before=slow, big=True, incidents=("reconnected",)),
-    Fault(name="TCP reset in a block", act=reset_in_block, incidents=("reconnected",)),
-    Fault(name="device reboots in a block", act=reboot_in_block, incidents=("rebooted",)),
-    Fault(name="sshd restarts in a block", act=restart_sshd_in_block, incidents=("reconnected",)),
-    Fault(name="supervisor killed", act=kill_supervisor, incidents=("reconnected",)),
-    Fault(name="agent killed", act=kill_agent, incidents=("retried",)),
+    Fault(
+        name="TCP reset in push",
+        act=harms.reset_in_push,
+        before=harms.slow,
+        big=True,
+        incidents=("reconnected",),
+    ),
+    Fault(name="TCP reset in a block", act=harms.reset_in_block, incidents=("reconnected",)),
+    Fault(name="device reboots in a block", act=harms.reboot_in_block, incidents=("rebooted",)),
+    Fault(name="sshd restarts in a block", act=harms.restart_sshd_in_block, incidents=("reconnected",)),
+    Fault(name="supervisor killed", act=harms.kill_supervisor, incidents=("reconnected",)),
+    Fault(name="agent killed", act=harms.kill_agent, incidents=("retried",)),
     Fault(
         name="agent killed every time",
-        act=kill_agent_every_time,
+        act=harms.kill_agent_every_time,
         status="agent_failed",
         reason="SIGKILL",
-        mend=nothing,
+        mend=harms.nothing,
     ),
-    Fault(name="agent hangs", act=hang_agent, timeout_s=8, incidents=("retried",)),
+    Fault(name="agent hangs", act=harms.hang_agent, timeout_s=8, incidents=("retried",)),
     Fault(
         name="agent hangs every time",
-        act=hang_agent_every_time,
+        act=harms.hang_agent_every_time,
         timeout_s=8,
         status="timeout",
         reason="did not end within 8 s",
-        mend=nothing,
+        mend=harms.nothing,
     ),
-    Fault(name="agent prints rubbish", act=rubbish, status="agent_failed", mend=nothing),
+    Fault(name="agent prints rubbish", act=harms.rubbish, status="agent_failed", mend=harms.nothing),
     Fault(
         name="disk full in push",
-        act=nothing,
-        before=small_disk,
+        act=harms.nothing,
+        before=harms.small_disk,
         options=DISK,
         big=True,
         status="push_failed",
         reason="No space left",
-        mend=make_room,
+        mend=harms.make_room,
     ),
     Fault(
         name="disk full in a block",
-        act=fill_disk_in_block,
-        before=small_disk,
+        act=harms.fill_disk_in_block,
+        before=harms.small_disk,
         options=DISK,
         status="lost_device",
         reason="No space left",
-        mend=make_room,
+        mend=harms.make_room,
     ),
     Fault(
         name="read-only workdir",
-        act=nothing,
-        before=read_only_disk,
+        act=harms.nothing,
+        before=harms.read_only_disk,
         options=DISK,
         status="not_ready",
         reason="Read-only file system",
-        mend=make_writable,
+        mend=harms.make_writable,
     ),
     Fault(
         name="wrong host key",
-        act=nothing,
-        before=wrong_host_key,
+        act=harms.nothing,
+        before=harms.wrong_host_key,
         status="lost_device",
         reason="host key",
-        mend=trust,
+        mend=harms.trust,
     ),
     Fault(
         name="unknown host key",
-        act=nothing,
-        before=no_host_key,
+        act=harms.nothing,
+        before=harms.no_host_key,
         status="lost_device",
         reason="devices trust device",
-        mend=trust,
+        mend=harms.trust,
     ),
     Fault(
         name="host key changed",
-        act=change_host_key,
+        act=harms.change_host_key,
         status="lost_device",
         reason="host key",
-        mend=trust,
+        mend=harms.trust,
     ),
     Fault(
         name="wrong user key",
-        act=nothing,
-        before=wrong_user_key,
+        act=harms.nothing,
+        before=harms.wrong_user_key,
         status="lost_device",
         reason="key",
-        mend=right_user_key,
+        mend=harms.right_user_key,
     ),
     Fault(
-        name="dark host", act=nothing, before=dark, status="lost_device", reason="does not answer", mend=heal
+        name="dark host",
+        act=harms.nothing,
+        before=harms.dark,
+        status="lost_device",
+        reason="does not answer",
+        mend=harms.heal,
     ),
     Fault(
         name="host that refuses",
-        act=nothing,
-        before=refusing,
+        act=harms.nothing,
+        before=harms.refusing,
         status="lost_device",
         reason="refuses",
-        mend=heal,
+        mend=harms.heal,
     ),
-    Fault(name="host process killed in a block", act=host_dies_in_block, status="interrupted", mend=nothing),
+    Fault(
+        name="host process killed in a block",
+        act=harms.host_dies_in_block,
+        status="interrupted",
+        mend=harms.nothing,
+    ),
     Fault(
         name="host process killed in push",
-        act=host_dies_in_push,
-        before=slow,
+        act=harms.host_dies_in_push,
+        before=harms.slow,
         big=True,
         status="interrupted",
-        mend=nothing,
+        mend=harms.nothing,
     ),
-    Fault(name="Ctrl-C", act=ctrl_c, status="interrupted", mend=nothing),
-    Fault(name="Ctrl-C twice", act=ctrl_c_twice, status="interrupted", mend=nothing),
-    Fault(name="Ctrl-C while the device is dark", act=ctrl_c_while_dark, status="interrupted", mend=heal),
+    Fault(name="Ctrl-C", act=harms.ctrl_c, status="interrupted", mend=harms.nothing),
+    Fault(name="Ctrl-C twice", act=harms.ctrl_c_twice, status="interrupted", mend=harms.nothing),
+    Fault(
+        name="Ctrl-C while the device is dark",
+        act=harms.ctrl_c_while_dark,
+        status="interrupted",
+        mend=harms.heal,
+    ),
 )
 
 
