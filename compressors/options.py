@@ -16,18 +16,45 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+class PassOptions(Options):
+    """What every pass of a recipe takes besides its own options."""
+
+    allow_growth: bool = Field(
+        default=False,
+        description="accept a result with more parameters, bytes or multiply-accumulates than before",
+    )
+
+
 class Training(Options):
     """How a model is trained; a task's ``TRAINING`` and the fine-tuning options of passes."""
 
     epochs: int = Field(default=10, ge=0, le=100_000, description="passes over the train loader")
     lr: float = Field(default=1e-3, gt=0, le=10, description="peak learning rate")
     optimiser: Literal["adamw", "adam", "sgd"] = Field(default="adamw", description="optimiser")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="weight decay")
-    schedule: Literal["one_cycle", "cosine", "constant"] = Field(
+    schedule: Literal["one_cycle", "cosine", "step", "constant"] = Field(
         default="one_cycle", description="learning rate over time"
     )
     warmup: float = Field(
         default=0.25, ge=0, le=0.9, description="share of one_cycle in which the rate rises"
+    )
+    step_epochs: int = Field(
+        default=10, ge=1, le=100_000, description="epochs after which the rate of step falls"
+    )
+    step_factor: float = Field(default=0.1, gt=0, le=1, description="what the rate of step is multiplied by")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="samples of a batch; none: as the train loader gives them",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="epochs without a better validation score after which training ends with the best"
+        " weights; none: train all epochs and keep the last",
     )
     channels_last: bool = Field(default=False, description="train in NHWC memory order; faster for many CNNs")
     threads: int = Field(
