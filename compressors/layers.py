@@ -90,3 +90,12 @@ def replace(module: nn.Module, name: str, new: nn.Module) -> nn.Module:
 def parameter_name(layer: str, key: str = "weight") -> str:
     """What State.constraints calls the parameter *key* of *layer*."""
     return f"{layer}.{key}" if layer else key
+
+
+def parameters_of(module: nn.Module, chosen: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Parameter name -> layer name of the weights of *chosen*; a weight that layers share is there once."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found: dict[str, str] = {}
+    for name, layer in chosen.items():
+        found.setdefault(names[id(weight_of(layer))], name)
+    return found

@@ -82,7 +82,23 @@ def option_error(where: str, options: type[BaseModel], error: ValidationError) -
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        unknown = plugins.unknown("option", key, options.model_fields)
+        unknown = plugins.unknown("option", key, _siblings(options, first["loc"]))
         return UsageError(f"{where}: {unknown.message}", hint=unknown.hint)
-    text = first["msg"][:1].lower() + first["msg"][1:]
+    text = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":  # of several options together
+        return UsageError(f"{where}: {f'{key}: ' if key else ''}{text}.")
+    text = text[:1].lower() + text[1:]
     return UsageError(f"{where}: {key}: {text}, found {first['input']!r}.")
+
+
+def _siblings(options: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The dotted names of the options that stand where the last of *location* does."""
+    model = options
+    for part in location[:-1]:
+        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    prefix = "".join(f"{part}." for part in location[:-1])
+    return [prefix + (field.alias or name) for name, field in model.model_fields.items()]

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.progress": ("harness.core",),
     "harness.config": ("harness", "harness.core", "harness.yaml_lines"),
     "harness.yaml_lines": ("harness.core",),
+    "harness.describe": (),
     "harness.metrics": ("harness.core",),
     "harness.compare": ("harness.core", "harness.metrics"),
     "harness.ranking": ("harness.core", "harness.metrics", "harness.compare"),
@@ -61,7 +62,17 @@ PLUGINS = (
     "compressors.tasks",
 )
 HEAVY = {"torch", "torchao", "executorch", "onnx", "onnxruntime", "onnxscript", "litert_torch"}
-HEAVY |= {"ai_edge_litert", "numpy", "pandas", "scipy", "sklearn", "plotly", "torch_pruning"}
+HEAVY |= {
+    "ai_edge_litert",
+    "numpy",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "plotly",
+    "torch_pruning",
+    "tensorly",
+    "transformers",
+}
 MAY_BE_HEAVY = ("compressors.passes", "compressors.formats", "compressors.tasks")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 80
@@ -152,7 +163,16 @@ def test_forbidden_file_names() -> None:
     assert not names & {"utils.py", "helpers.py", "common.py", "base.py", "manager.py"}
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["list", "passes"], ["bench", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["list", "passes"],
+        ["list", "passes", "--verbose"],
+        ["bench", "--help"],
+        ["report", "--help"],
+    ],
+)
 def test_help_and_list_import_nothing_heavy(argv: list[str]) -> None:
     code = (
         "import sys\n"
