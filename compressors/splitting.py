@@ -11,6 +11,27 @@ from torch import Tensor, nn
 from compressors.kernels import factors
 
 
+class Factors(nn.Sequential):
+    """The layers that one was split into; a model that reads the layer's weight or bias still finds them."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of the factors, in the shape of the layer's own weight."""
+        parts: Any = [part.weight for part in self]
+        if len(parts) == 3:
+            return torch.einsum("or,rs...,si->oi...", parts[2].flatten(1), parts[1], parts[0].flatten(1))
+        if parts[0].ndim == 4:
+            return torch.einsum("riha,orbw->oihw", parts[0], parts[1])
+        return torch.einsum("or,ri...->oi...", parts[1].flatten(1), parts[0])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own bias."""
+        last: Any = self[len(self) - 1]
+        found: Tensor | None = last.bias
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """A layer that can be split in two by SVD."""
@@ -57,7 +78,7 @@ class Split:
         """Weights of the layers that replace it."""
         return rank * sum(self.matrix.shape)
 
-    def replacement(self, rank: int) -> nn.Sequential:
+    def replacement(self, rank: int) -> Factors:
         """Two layers that compute the nearest of that rank."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
@@ -108,7 +129,7 @@ class Tucker(Split):
         out, inputs = self.layer.weight.shape[:2]
         return int(inputs * rank[1] + rank[0] * rank[1] * self.layer.weight[0, 0].numel() + out * rank[0])
 
-    def replacement(self, rank: Any) -> nn.Sequential:
+    def replacement(self, rank: Any) -> Factors:
         """1x1, k x k and 1x1 convolutions."""
         layer = self.layer
         kind = type(layer)
@@ -155,11 +176,11 @@ def _conv(
     return made
 
 
-def _filled(parts: tuple[Any, ...], weights: tuple[Tensor, ...], like: Any) -> nn.Sequential:
+def _filled(parts: tuple[Any, ...], weights: tuple[Tensor, ...], like: Any) -> Factors:
     """*parts* in a row with *weights*, the last one with the bias of *like*."""
     with torch.no_grad():
         for part, weight in zip(parts, weights, strict=True):
             part.weight.copy_(weight)
         if like.bias is not None:
             parts[-1].bias.copy_(like.bias)
-    return nn.Sequential(*parts)
+    return Factors(*parts)

@@ -60,7 +60,7 @@ def run(request: BuildRequest, task: Task, root: Path, report: Report) -> Done:
             found = _load(task, request.seed, places[i])
             if found is None:
                 context = dataclasses.replace(context, before=tuple(r.name for r in reports))
-                state, done = _apply(step, options[i - 1], state, context, reports[-1])
+                state, done = apply_step(step, options[i - 1], state, context, reports[-1])
                 done = _save(places[i], state, done, task, request.seed)
             else:
                 state, done = found
@@ -93,7 +93,7 @@ def _trained(request: BuildRequest, task: Task, place: Path, report: Report) -> 
         return state, (done,)
 
 
-def _apply(
+def apply_step(
     step: Step, options: BaseModel, state: State, context: Context, last: StepReport
 ) -> tuple[State, StepReport]:
     """*state* after *step*, checked against the contract, and what the step did."""

@@ -118,7 +118,7 @@ def apply(state: State, options: Options, context: Context) -> State:
     ratios = _ratios(options)
     for done, ratio in enumerate(ratios, 1):
         zeros = _masks(state, options, context, names, ratio)
-        new = {name: constraints.Constraint(zeros=mask) for name, mask in zeros.items()}
+        new = {name: constraints.Constraint(zeros=mask) for name, mask in zeros.items() if mask.any()}
         state = _masked(state, constraints.merged(state.constraints, new))
         context.report(Progress(stage="prune_weights", done=done, total=len(ratios), note=state.note))
         state = _trained(state, options, context, last=done == len(ratios))
