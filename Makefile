@@ -5,7 +5,7 @@ BIN := .venv/bin
 EDGEBENCH := $(BIN)/edgebench
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-devices lint benchmark-fidelity benchmark-small benchmark-push clean
+.PHONY: setup demo test test-devices lint benchmark-fidelity benchmark-small benchmark-push benchmark-fleet clean
 
 setup: .venv/.ready
 
@@ -46,6 +46,9 @@ benchmark-small: .venv/.ready-dev
 
 benchmark-push: .venv/.ready-dev
 	$(BIN)/python benchmarks/push.py
+
+benchmark-fleet: .venv/.ready-dev
+	$(BIN)/python benchmarks/fleet.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compressors import score
+from compressors import constraints, counting, score
+from compressors.memory import Peak
 from compressors.state import State
 from compressors.task import Task
 from harness.core.errors import CellError, UsageError
@@ -79,20 +78,86 @@ def require(state: State, task: Task, step: str, before: State | None = None) ->
             )
 
 
+def require_promises(before: State, after: State, step: str) -> None:
+    """Refuse a step that broke what an earlier one promised, or lost a promise without saying so."""
+    lost = constraints.weaker(before.constraints, after.constraints, after.dropped, after.module)
+    if lost is not None:
+        raise CellError(
+            "build_failed",
+            f"{step} does not keep the zeros or shared values of {lost} and does not say why.",
+            hint="A pass carries State.constraints or names them in State.dropped.",
+        )
+    wrong = constraints.broken(after.module, after.constraints)
+    if wrong is None and after.quantised is not None:
+        wrong = _broken_when_quantised(after)
+    if wrong is not None:
+        raise CellError("build_failed", f"{step} broke a promise of an earlier step: {wrong}.")
+
+
+def _broken_when_quantised(state: State) -> str | None:
+    """Zeros are zeros in integers as well; a shared value may be rounded by the scale of its channel."""
+    for weight in counting.quantised_weights(state):
+        promise = state.constraints.get(weight.name)
+        if promise is None or promise.zeros is None or promise.zeros.shape != weight.rounded.shape:
+            continue
+        if lost := int(weight.rounded[promise.zeros].count_nonzero()):
+            return f"{lost} of the {int(promise.zeros.sum())} zeros of {weight.name} are not zero any more"
+    return None
+
+
+def require_no_growth(before: StepReport, after: StepReport, step: str) -> None:
+    """Refuse a step after which the model is bigger, or slower by its multiply-accumulates."""
+    grown = [
+        f"{what} from {old:,} to {new:,}"
+        for what, old, new in (
+            ("parameters", before.parameters, after.parameters),
+            ("bytes", before.bytes, after.bytes),
+            ("multiply-accumulates", before.macs, after.macs),
+        )
+        if old is not None and new is not None and new > old
+    ]
+    if grown:
+        raise CellError(
+            "build_failed",
+            f"{step} made the model bigger or slower: {', '.join(grown)}.",
+            hint="Choose other options, or set allow_growth: true if that is meant.",
+        )
+
+
 def report(
-    name: str, before: State | None, after: State, task: Task, *, wall_s: float, note: str = ""
+    name: str,
+    before: State | None,
+    after: State,
+    task: Task,
+    *,
+    wall_s: float,
+    note: str = "",
+    memory: Peak | None = None,
 ) -> StepReport:
     """What step *name* made of *before*; the score is the model's on the test split."""
+    value, metrics = score.figures(after.reference, task, one_by_one=after.quantised is not None)
+    nonzeros, weights = counting.nonzeros(after)
+    size_bytes, gzip_bytes = counting.size(after)
     return StepReport(
         name=name,
         wall_s=wall_s,
-        parameters=sum(p.numel() for p in after.module.parameters()),
-        nonzeros=nonzeros(after),
-        macs=macs(after.module, task),
-        score=score.of_module(after.reference, task, one_by_one=after.quantised is not None),
+        parameters=counting.parameters(after.module),
+        nonzeros=nonzeros,
+        macs=counting.macs(after.module, task),
+        score=value,
         changed=before is None or changed(before, after),
         cached=False,
         note=note,
+        sparsity=1 - nonzeros / weights if weights else None,
+        bytes=size_bytes,
+        gzip_bytes=gzip_bytes,
+        metrics=metrics,
+        metrics_reason=None
+        if metrics
+        else task.no_score or "not a classifier, and the task has no metrics()",
+        peak_memory_bytes=memory.bytes if memory else None,
+        peak_memory_method=memory.method if memory else "not measured",
+        layers=counting.changes(before, after) if before is not None else (),
     )
 
 
@@ -100,32 +165,12 @@ def changed(before: State, after: State) -> bool:
     """Whether a pass made any difference."""
     if before.quantised is not after.quantised:
         return True
+    if before.constraints.keys() != after.constraints.keys() or dict(before.bits) != dict(after.bits):
+        return True
+    if str(before.module) != str(after.module):  # layers and their settings
+        return True
     old, new = before.module.state_dict(), after.module.state_dict()
     return old.keys() != new.keys() or any(not torch.equal(old[key], new[key]) for key in old)
-
-
-def nonzeros(state: State) -> int:
-    """Weights that are not zero; of a quantised model those whose integer is not zero."""
-    if state.quantised is None:
-        return sum(int(p.count_nonzero()) for p in state.module.parameters())
-    tensors = dict((*state.quantised.folded.named_parameters(), *state.quantised.folded.named_buffers()))
-    used = [str(node.target) for node in state.quantised.folded.graph.nodes if node.op == "get_attr"]
-    return sum(int(tensors[n].count_nonzero()) for n in used if not re.search(r"_(scale|zero_point)_\d+$", n))
-
-
-def macs(module: nn.Module, task: Task) -> int:
-    """Multiply-accumulates of one inference with the example inputs: convolutions and matrix products."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into fused attention
-    try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            score.forward(module, task.example_inputs(), task)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return int(counter.get_total_flops()) // 2
 
 
 def _signature(outputs: tuple[Tensor, ...]) -> list[tuple[list[int], torch.dtype]]:

@@ -31,6 +31,77 @@ def of_module(module: nn.Module, task: Task, *, one_by_one: bool = False) -> flo
     """The score of *module* on the test split; *one_by_one* for a graph that only takes a batch of 1."""
     if task.metric is None:
         return None
+    return _metric(task, *_answers(module, task, one_by_one))
+
+
+def of_validation(module: nn.Module, task: Task) -> float:
+    """The score of *module* on the validation split."""
+    collected: list[tuple[Tensor, ...]] = []
+    targets: list[Tensor] = []
+    for inputs, wanted in task.batches(task.validation_loader(), "validation_loader"):
+        assert wanted is not None  # contract.require_task has seen to it
+        collected.append(forward(module, inputs, task))
+        targets.append(wanted)
+    return _metric(task, collected, targets)
+
+
+def figures(
+    module: nn.Module, task: Task, *, one_by_one: bool = False
+) -> tuple[float | None, dict[str, float]]:
+    """
+    The score of *module* on the test split, and more figures by name.
+
+    A classifier has accuracy, f1 and recall (mean over the classes); the task's metrics() adds its own.
+    """
+    if task.metric is None:
+        return None, {}
+    collected, targets = _answers(module, task, one_by_one)
+    value = _metric(task, collected, targets)
+    columns = [torch.cat(column) for column in zip(*collected, strict=True)]
+    wanted = torch.cat(targets)
+    found = classification(columns[0], wanted) if _is_labelled(columns, wanted) else {}
+    if task.metrics is not None:
+        own: object = task.metrics(columns[0] if len(columns) == 1 else tuple(columns), wanted)
+        if not isinstance(own, dict):
+            raise UsageError(f"{task.path}: metrics() must return a dict of numbers, found {_kind(own)}.")
+        found |= {str(name): number(figure, task) for name, figure in own.items()}
+    return value, found
+
+
+def _is_labelled(columns: list[Tensor], targets: Tensor) -> bool:
+    """Whether there is a row of logits per sample and a whole number as its target."""
+    return (
+        len(columns) == 1
+        and columns[0].ndim == 2
+        and columns[0].shape[1] > 1
+        and targets.ndim == 1
+        and not targets.is_floating_point()
+    )
+
+
+def classification(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """
+    Accuracy, and F1 and recall as the plain mean over the classes.
+
+    Over the classes that are a target or an answer; a class without answers or targets counts 0.
+    """
+    classes = logits.shape[1]
+    table = torch.bincount(targets * classes + logits.argmax(1), minlength=classes**2)
+    table = table.reshape(classes, classes).double()  # rows: targets, columns: answers
+    right, wanted, answered = table.diagonal(), table.sum(1), table.sum(0)
+    seen = (wanted + answered) > 0
+    recall = right / wanted.clamp(min=1)
+    f1 = 2 * right / (wanted + answered).clamp(min=1)
+    return {
+        "accuracy": float(right.sum() / table.sum()),
+        "f1": float(f1[seen].mean()),
+        "recall": float(recall[seen].mean()),
+    }
+
+
+def _answers(
+    module: nn.Module, task: Task, one_by_one: bool
+) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
     collected: list[tuple[Tensor, ...]] = []
     targets: list[Tensor] = []
     for inputs, wanted in _labelled(task):
@@ -39,7 +110,7 @@ def of_module(module: nn.Module, task: Task, *, one_by_one: bool = False) -> flo
             collected.extend(forward(module, sample, task) for sample in _singles(inputs))
         else:
             collected.append(forward(module, inputs, task))
-    return _metric(task, collected, targets)
+    return collected, targets
 
 
 def of_file(run: Runner, task: Task) -> tuple[float, int] | None:

@@ -79,7 +79,8 @@ def siblings(path: Path) -> list[Path]:
 @functools.cache
 def own_digest(*names: str) -> str:
     """Digest of this package's own code: its top-level modules and the plugins *names* (``passes/prune``)."""
-    files = sorted(_PACKAGE.glob("*.py")) + [_PACKAGE / f"{name}.py" for name in names]
+    shared = [*_PACKAGE.glob("*.py"), *_PACKAGE.glob("kernels/*.py")]
+    files = sorted(shared) + [_PACKAGE / f"{name}.py" for name in names]
     return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 from torch.fx import GraphModule
 
+from compressors.constraints import Constraint
 from compressors.task import Task
 from harness.core.types import Progress
 
@@ -23,20 +24,49 @@ class Quantised:
 
     folded: GraphModule
     unfolded: GraphModule
+    scheme: str = "static_int8"  # what exporters must know to choose kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The model after some passes. A pass returns a new State and never changes the module it was given."""
+    """
+    The model after some passes. A pass returns a new State and never changes the module it was given.
+
+    Start from ``state.replaced(module, ...)``: it keeps what is promised. See compressors/PASSES.md.
+    """
 
     module: nn.Module  # eager, in evaluation mode, parameters contiguous and on the CPU
     quantised: Quantised | None = None  # once set, the weights are integers and cannot be trained
     note: str = ""  # what the last pass has to say about its work
+    #: What later steps must keep, by parameter name: zeros and shared values.
+    constraints: Mapping[str, Constraint] = field(default_factory=dict)
+    #: Promises that the last pass ended on purpose: parameter name -> why.
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    #: Bits that a weight needs in storage where that is not its dtype's, by parameter name.
+    bits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def reference(self) -> nn.Module:
         """The model that exported files are compared with."""
         return self.module if self.quantised is None else self.quantised.folded
+
+    def replaced(
+        self,
+        module: nn.Module,
+        *,
+        note: str = "",
+        constraints: Mapping[str, Constraint] | None = None,
+        dropped: Mapping[str, str] | None = None,
+        bits: Mapping[str, int] | None = None,
+    ) -> State:
+        """A float state with another *module*; promises and bits are kept unless others are given."""
+        return State(
+            module=module,
+            note=note,
+            constraints=self.constraints if constraints is None else constraints,
+            dropped=dropped or {},
+            bits=self.bits if bits is None else bits,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +77,4 @@ class Context:
     seed: int
     report: Callable[[Progress], None]
     original: nn.Module  # the trained model before any pass
+    before: tuple[str, ...] = ()  # the steps that are done, "train" first

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from pydantic import BaseModel, ValidationError
-from torch import nn
 
-from compressors import cache, contract, exporting, rebuild, score
+from compressors import cache, contract, exporting, memory, order, stored
 from compressors.cache import BuildRequest
 from compressors.options import option_error
 from compressors.state import Context, State
 from compressors.task import Task
 from compressors.training import deterministic, fit, tidy
 from harness.core import codec, plugins
-from harness.core.errors import CellError, EdgebenchError, UsageError
+from harness.core.errors import CellError, EdgebenchError, NotApplicable, UsageError
 from harness.core.types import Progress, Recipe, Step, StepReport
 
 logger = logging.getLogger(__name__)
@@ -42,6 +38,7 @@ def check_recipe(recipe: Recipe) -> list[BaseModel]:
             found.append(options.model_validate(dict(step.options)))
         except ValidationError as error:
             raise option_error(where, options, error) from error
+    order.require(recipe, recipe.source or f"recipe {recipe.name}")
     return found
 
 
@@ -59,12 +56,12 @@ def run(request: BuildRequest, task: Task, root: Path, report: Report) -> Done:
     context = Context(task=task, seed=request.seed, report=report, original=original)
     for i in range(len(reports), len(places)):
         step = request.recipe.steps[i - 1]
-        names = ", ".join(r.name for r in reports)
         with cache.lock(places[i], lambda name=step.name: _waiting(report, name)):  # type: ignore[misc]
             found = _load(task, request.seed, places[i])
             if found is None:
-                state, done = _apply(step, options[i - 1], state, context, f"{step.name} (after {names})")
-                _save(places[i], state, done, task)
+                context = dataclasses.replace(context, before=tuple(r.name for r in reports))
+                state, done = apply_step(step, options[i - 1], state, context, reports[-1])
+                done = _save(places[i], state, done, task, request.seed)
             else:
                 state, done = found
         reports = (*reports, done)
@@ -80,27 +77,46 @@ def _trained(request: BuildRequest, task: Task, place: Path, report: Report) -> 
         with deterministic(request.seed):
             contract.require_task(task)
         started = time.monotonic()
-        with deterministic(request.seed):
-            module = task.model()
-        note = "the weights come with the task"
-        if task.training is not None:
-            module = fit(module, task, task.training, seed=request.seed, stage="train", report=report)
-            note = f"{task.training.epochs} epochs"
+        with memory.peak() as used:
+            with deterministic(request.seed):
+                module = task.model()
+            note = "the weights come with the task"
+            if task.training is not None:
+                module = fit(module, task, task.training, seed=request.seed, stage="train", report=report)
+                note = f"{task.training.epochs} epochs"
         state = State(module=tidy(module))
         contract.require(state, task, "training")
         wall_s = time.monotonic() - started
-        done = contract.report("train", None, state, task, wall_s=wall_s, note=task.no_score or note)
-        _save(place, state, done, task)
+        note = task.no_score or note
+        done = contract.report("train", None, state, task, wall_s=wall_s, note=note, memory=used)
+        done = _save(place, state, done, task, request.seed)
         return state, (done,)
 
 
-def _apply(
-    step: Step, options: BaseModel, state: State, context: Context, where: str
+def apply_step(
+    step: Step, options: BaseModel, state: State, context: Context, last: StepReport
 ) -> tuple[State, StepReport]:
+    """*state* after *step*, checked against the contract, and what the step did."""
+    where = f"{step.name} (after {', '.join(context.before)})"
     context.report(Progress(stage=step.name))
+    before = dataclasses.replace(state, note="", dropped={})
     started = time.monotonic()
+    with deterministic(context.seed), memory.peak() as used:
+        after = _run_pass(step, options, before, context, where)
+    contract.require(after, context.task, where, before=before)
+    contract.require_promises(before, after, where)
+    wall_s = time.monotonic() - started
+    done = contract.report(step.name, before, after, context.task, wall_s=wall_s, memory=used)
+    if not getattr(options, "allow_growth", False):
+        contract.require_no_growth(last, done, where)
+    return after, dataclasses.replace(done, note=_note(after, done))
+
+
+def _run_pass(step: Step, options: BaseModel, state: State, context: Context, where: str) -> State:
     try:
         after: State = plugins.load(PASSES, step.name).apply(state, options, context)
+    except NotApplicable as error:
+        raise NotApplicable(f"{where}: {error.message}", hint=error.hint) from error
     except CellError as error:
         raise CellError(error.status, f"{where}: {error.message}", hint=error.hint) from error
     except UsageError as error:
@@ -113,10 +129,19 @@ def _apply(
     except Exception as error:
         logger.debug("%s failed", where, exc_info=error)
         raise CellError("build_failed", f"{where} failed: {exporting.first_sentence(error)}.") from error
-    contract.require(after, context.task, where, before=state)
-    wall_s = time.monotonic() - started
-    note = after.note or ("" if contract.changed(state, after) else "changed nothing")
-    return after, contract.report(step.name, state, after, context.task, wall_s=wall_s, note=note)
+    return after
+
+
+def _note(after: State, done: StepReport) -> str:
+    """What a person should know of a step: its own words, that it did nothing, promises that ended."""
+    parts = [after.note] if after.note else []
+    if not done.changed:
+        parts.append("changed nothing")
+    for why in dict.fromkeys(after.dropped.values()):
+        names = [name for name, reason in after.dropped.items() if reason == why]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        parts.append(f"no longer kept as they are: {shown} ({why})")
+    return "; ".join(parts)
 
 
 def _waiting(report: Report, step: str) -> None:
@@ -135,36 +160,29 @@ def _longest(task: Task, seed: int, places: list[Path]) -> Done | None:
     return None
 
 
-def _save(place: Path, state: State, report: StepReport, task: Task) -> None:
-    """Store an eager model as tensors, with its outputs for the example inputs as the proof of a restore."""
-    if state.quantised is not None:
-        return  # made again in a second or two from the step before
-    probe = score.forward(state.module, task.example_inputs(), task)
-    with cache.filling(place) as folder:
-        stored = io.BytesIO()  # torch's own writer does not tell why a file cannot be written
-        torch.save({"tensors": state.module.state_dict(), "probe": list(probe)}, stored)
-        (folder / "state.pt").write_bytes(stored.getbuffer())
-        (folder / "report.json").write_text(codec.dumps(report, indent=1) + "\n", encoding="utf-8")
+def _save(place: Path, state: State, report: StepReport, task: Task, seed: int) -> StepReport:
+    """Store a step; if the state cannot be stored the report alone is, and it says so."""
+    try:
+        with cache.filling(place) as folder:
+            stored.save(folder, state, task, seed)
+            _save_report(folder, report)
+    except stored.CannotStore as error:
+        note = "; ".join(filter(None, (report.note, f"not kept in the cache: {error}")))
+        report = dataclasses.replace(report, note=note)
+        with cache.filling(place) as folder:
+            _save_report(folder, report)
+    return report
+
+
+def _save_report(folder: Path, report: StepReport) -> None:
+    (folder / "report.json").write_text(codec.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _load(task: Task, seed: int, place: Path) -> tuple[State, StepReport] | None:
-    """A stored model; None if there is none, or if it cannot be rebuilt exactly from its tensors."""
+    """A stored step; None if there is none, or if its state cannot be restored exactly."""
     report = _load_report(place)
-    if report is None:
-        return None
-    try:
-        stored: dict[str, Any] = torch.load(place / "state.pt", weights_only=True)
-        with deterministic(seed):
-            module: nn.Module = tidy(rebuild.resized(task.model(), stored["tensors"]))
-        outputs = score.forward(module, task.example_inputs(), task)
-    except (OSError, RuntimeError, KeyError, EOFError, UsageError):
-        return None
-    if len(outputs) != len(stored["probe"]) or not all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-        for a, b in zip(outputs, stored["probe"], strict=True)
-    ):
-        return None
-    return State(module=module), report
+    state = None if report is None else stored.load(place, task, seed)
+    return None if report is None or state is None else (state, report)
 
 
 def _load_report(place: Path) -> StepReport | None:

@@ -24,7 +24,7 @@ Batch = tuple[tuple[Tensor, ...], Tensor | None]
 Outputs = Tensor | tuple[Tensor, ...]
 
 REQUIRED = ("model", "example_inputs", "validation_loader")
-OPTIONAL = ("train_loader", "test_loader", "calibration_loader", "loss", "metric")
+OPTIONAL = ("train_loader", "test_loader", "calibration_loader", "loss", "metric", "metrics")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,8 @@ class Task:
     metric_name: str
     training: Training | None  # None: the weights come with model()
     no_score: str | None  # why there is no score; None: there is one
+    metrics: Callable[[Any, Tensor], Any] | None = None  # more figures by name
+    has_test_split: bool = True  # False: the score is taken on the validation split
 
     @property
     def metric_call(self) -> str:
@@ -130,6 +132,8 @@ def _task(module: ModuleType, path: Path, name: str) -> Task:
         metric_name=metric_name or getattr(getattr(module, "metric", None), "__name__", "metric"),
         training=None if trained or no_score is not None else _training(module, path),
         no_score=no_score,
+        metrics=functions["metrics"] if no_score is None else None,
+        has_test_split=functions["test_loader"] is not None,
     )
 
 

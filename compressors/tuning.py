@@ -12,12 +12,14 @@ from torch.nn import functional
 from compressors.options import FineTuning
 from compressors.state import Context, State
 from compressors.task import as_outputs
-from compressors.training import Loss, fit
+from compressors.training import NO_HOOKS, Hooks, Loss, fit
 from harness.core.errors import UsageError
 
 
-def finetune(state: State, options: FineTuning, context: Context, *, stage: str) -> State:
-    """*state* with its module trained again; nothing of it is changed in place."""
+def finetune(
+    state: State, options: FineTuning, context: Context, *, stage: str, hooks: Hooks = NO_HOOKS
+) -> State:
+    """*state* with its module trained again under its promises; nothing of it is changed in place."""
     if state.quantised is not None:
         raise UsageError(
             "integer weights cannot be trained.", hint=f"Put {stage} before quantise in the recipe."
@@ -25,7 +27,10 @@ def finetune(state: State, options: FineTuning, context: Context, *, stage: str)
     if not options.epochs:
         return state
     if context.task.train_loader is None and context.task.no_score is not None:
-        return dataclasses.replace(state, note=f"not trained again: {context.task.no_score}")
+        note = f"not trained again: {context.task.no_score}"
+        return dataclasses.replace(state, note="; ".join(filter(None, (state.note, note))))
+    if options.alpha and hooks.loss is None:
+        hooks = dataclasses.replace(hooks, loss=_taught(context, options.alpha, options.temperature))
     module = fit(
         state.module,
         context.task,
@@ -33,9 +38,10 @@ def finetune(state: State, options: FineTuning, context: Context, *, stage: str)
         seed=context.seed,
         stage=stage,
         report=context.report,
-        loss=_taught(context, options.alpha, options.temperature) if options.alpha else None,
+        hooks=hooks,
+        constraints=state.constraints,
     )
-    return State(module=module)
+    return state.replaced(module, dropped=state.dropped, note=state.note)
 
 
 def _taught(context: Context, alpha: float, temperature: float) -> Loss:

@@ -83,6 +83,9 @@ def validate(model: type[Model], document: Document, key: Key, data: Any) -> Mod
         name = ".".join(str(part) for part in (*key, *location))
         if first["type"] == "missing":
             raise UsageError(f"{where}: {name} is missing.") from error
+        if first["type"] == "value_error":  # of several options together
+            text = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{where}: {name}: {text}.") from error
         found = f", found {first['input']!r}" if not isinstance(first["input"], dict) else ""
         message = first["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]

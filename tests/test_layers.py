@@ -88,6 +88,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.progress": ("harness.core",),
     "harness.config": ("harness", "harness.core", "harness.yaml_lines"),
     "harness.yaml_lines": ("harness.core",),
+    "harness.describe": (),
     "harness.metrics": ("harness.core",),
     "harness.energy": (),
     "harness.judging": ("harness.core",),
@@ -113,6 +114,7 @@ PLUGINS = (
 HEAVY = {"torch", "torchao", "executorch", "onnx", "onnxruntime", "onnxscript", "litert_torch"}
 HEAVY |= {"ai_edge_litert", "numpy", "pandas", "scipy", "sklearn", "plotly", "torch_pruning"}
 HEAVY |= {"paramiko", "cryptography", "nacl", "bcrypt"}
+HEAVY |= {"tensorly", "transformers"}
 MAY_BE_HEAVY = ("compressors.passes", "compressors.formats", "compressors.tasks")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 80
@@ -203,7 +205,16 @@ def test_forbidden_file_names() -> None:
     assert not names & {"utils.py", "helpers.py", "common.py", "base.py", "manager.py"}
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["list", "passes"], ["bench", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["list", "passes"],
+        ["list", "passes", "--verbose"],
+        ["bench", "--help"],
+        ["report", "--help"],
+    ],
+)
 def test_help_and_list_import_nothing_heavy(argv: list[str]) -> None:
     code = (
         "import sys\n"

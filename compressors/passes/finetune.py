@@ -11,8 +11,10 @@ from compressors import options as shared
 if TYPE_CHECKING:
     from compressors.state import Context, State
 
+NEEDS = ("float", "eager")
 
-class Options(shared.FineTuning):
+
+class Options(shared.FineTuning, shared.PassOptions):
     """Options of finetune."""
 
     epochs: int = Field(default=10, ge=1, le=100_000, description="passes over the train loader")

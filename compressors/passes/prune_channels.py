@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from compressors.task import Task
 
 
-class Options(shared.Options):
+NEEDS = ("float", "eager")
+
+
+class Options(shared.PassOptions):
     """Options of prune_channels."""
 
     ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the channels that is removed")
@@ -57,14 +60,15 @@ def apply(state: State, options: Options, context: Context) -> State:
             "channels of an integer model cannot be removed.",
             hint="Put prune_channels before quantise in the recipe.",
         )
-    from compressors import tuning
-    from compressors.state import State
+    from compressors import constraints, tuning
     from compressors.training import deterministic, tidy
 
     with deterministic(context.seed):
         module = copy.deepcopy(state.module).requires_grad_(True)
         _prune(module, options, context)
-    return tuning.finetune(State(module=tidy(module)), options.finetune, context, stage="prune_channels")
+    kept, gone = constraints.sliced(state.constraints, tidy(module))
+    after = state.replaced(module, constraints=kept, dropped=dict.fromkeys(gone, "the layer is gone"))
+    return tuning.finetune(after, options.finetune, context, stage="prune_channels")
 
 
 def _prune(module: nn.Module, options: Options, context: Context) -> None:

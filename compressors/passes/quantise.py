@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from compressors.state import Context, State
 
 
-class Options(shared.Options):
+NEEDS = ("float", "eager")
+BREAKS = ("float", "eager")
+
+
+class Options(shared.PassOptions):
     """Options of quantise."""
 
     scheme: Literal["static_int8"] = Field(default="static_int8", description="int8 weights and activations")
@@ -35,14 +40,16 @@ def apply(state: State, options: Options, context: Context) -> State:
     """Calibrate one PT2E graph and convert it into the two forms that the exporters want."""
     if state.quantised is not None:
         raise UsageError("the model is quantised already; a recipe has one quantise step.")
-    from compressors.state import Quantised, State
+    from compressors.state import Quantised
     from compressors.training import deterministic
 
     with quiet.exporters(), deterministic(context.seed):
         prepared = _prepare(state.module, options, context)
         _calibrate(prepared, options, context)
-        return State(
-            module=state.module,
+        return dataclasses.replace(
+            state,
+            note="",
+            dropped={},
             quantised=Quantised(
                 folded=_converted(prepared, fold=True), unfolded=_converted(prepared, fold=False)
             ),

@@ -14,7 +14,11 @@ from harness.commands import _options
 from harness.core import codec, units
 from harness.core.errors import UsageError
 from harness.core.places import cache_dir
-from harness.core.types import Artifact, Failure, Score
+from harness.core.types import Artifact, Failure, LayerChange, Score, StepReport
+
+_STEP_FIGURES = ("score", "F1", "recall", "parameters", "zeros", "MACs", "bytes", "took", "memory")
+#: Layers of a step that are shown in the table.
+_MOST_LAYERS = 12
 
 
 @click.command()
@@ -69,9 +73,52 @@ def _print(built: Mapping[tuple[str, str], building.Built]) -> None:
             table.add_row(Path(model).stem, recipe, name, *_cells(file))
     _options.stdout().print(table)
     for (model, recipe), files in built.items():
+        made = [file for file in files.values() if isinstance(file, Artifact) and file.steps]
+        if made:
+            click.echo(f"\n{Path(model).stem} {recipe}, step by step:")
+            _options.stdout().print(_steps(made[0].steps))
+    for (model, recipe), files in built.items():
         for name, file in files.items():
             place = file.path if isinstance(file, Artifact) else f"{file.status}: {file.reason}"
             click.echo(f"{Path(model).stem} {recipe} {name}: {place}")
+
+
+def _steps(steps: tuple[StepReport, ...]) -> Table:
+    """What each step did to the model; formats of one recipe share their steps."""
+    table = Table(box=None, header_style="bold")
+    for title in ("step", *_STEP_FIGURES, "note"):
+        left = title in {"step", "note"}
+        table.add_column(title, justify="left" if left else "right", overflow="fold")
+    for step in steps:
+        table.add_row(
+            step.name,
+            "-" if step.score is None else f"{step.score:.4f}",
+            *(f"{step.metrics[name]:.4f}" if name in step.metrics else "-" for name in ("f1", "recall")),
+            f"{step.parameters:,}",
+            "-" if step.sparsity is None else units.percent(step.sparsity),
+            units.count(step.macs),
+            "-" if step.bytes is None else units.size(step.bytes),
+            f"{step.wall_s:.1f} s" + (" (cached)" if step.cached else ""),
+            "-" if step.peak_memory_bytes is None else units.size(step.peak_memory_bytes),
+            step.note,
+        )
+        for layer in step.layers[:_MOST_LAYERS] if step.name != "train" else ():
+            table.add_row(f"  {layer.name}", *[""] * (len(_STEP_FIGURES)), _layer(layer))
+        if len(step.layers) > _MOST_LAYERS:
+            table.add_row("  ...", *[""] * (len(_STEP_FIGURES)), f"{len(step.layers)} layers; all: --json")
+    return table
+
+
+def _layer(layer: LayerChange) -> str:
+    """What became of a layer, in a line."""
+    shapes = [
+        "x".join(map(str, shape)) for shape in (layer.shape_before, layer.shape_after) if shape is not None
+    ]
+    parts = [layer.kind, " -> ".join(dict.fromkeys(shapes))]
+    parts.append(f"{layer.nonzeros:,} of {layer.parameters:,} not zero")
+    if layer.sqnr_db is not None:
+        parts.append(f"{layer.sqnr_db:.0f} dB")
+    return ", ".join(filter(None, parts))
 
 
 def _cells(file: Artifact | Failure) -> list[str]:

@@ -11,6 +11,7 @@ Every exception of edgebench, and the exit code each one ends a command with.
     │   │   └── DeviceRebooted     exit 2   it restarted: what ran there is gone
     │   └── SupervisorError        exit 2   our program on the device refused a call
     └── CellError                  (none)   one cell cannot be measured; becomes that cell's row
+        ├── NotApplicable          (none)   a pass finds nothing in this model that it works on
         └── AgentTrouble           (none)   the same, and a fresh agent process may do better
 
 Exit 0 is fine, 1 regressed, 3 nothing trustworthy was measured.
@@ -79,6 +80,13 @@ class CellError(EdgebenchError):
     def __init__(self, status: Status, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+class NotApplicable(CellError):
+    """A pass finds nothing in this model that it works on: says what it looked for."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__("build_failed", message, hint=hint)
 
 
 class AgentTrouble(CellError):

@@ -25,6 +25,7 @@ EXTRAS = {
     "torchao": "torch",
     "torch_pruning": "torch",
     "sklearn": "torch",
+    "tensorly": "torch",
     "executorch": "executorch",
     "onnx": "onnx",
     "onnxscript": "onnx",

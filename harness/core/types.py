@@ -114,6 +114,19 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChange:
+    """What one step did to one layer; a layer that stayed as it was has none."""
+
+    name: str  # its path in the model
+    kind: str  # its class; "Conv2d -> Sequential" if another one took its place
+    shape_before: tuple[int, ...] | None  # of its weight; None: it has none or is new
+    shape_after: tuple[int, ...] | None  # None: it has none or is gone
+    parameters: int  # after the step, with all that is inside
+    nonzeros: int
+    sqnr_db: float | None  # of the weight against the one before; None: shapes differ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one step did to the model and what it cost (name "train" is the model's own training)."""
 
@@ -126,6 +139,16 @@ class StepReport:
     changed: bool
     cached: bool  # taken from the cache; wall_s is then the time of the build that filled it
     note: str = ""
+    sparsity: float | None = None  # share of the parameters that are zero
+    bytes: int | None = None  # of all weights and buffers, each at the bits that it needs
+    gzip_bytes: int | None = None  # of the same after gzip -9
+    metrics: Mapping[str, float] = field(
+        default_factory=dict
+    )  # "accuracy", "f1", "recall" (macro), the task's
+    metrics_reason: str | None = None  # why metrics is empty
+    peak_memory_bytes: int | None = None  # how far the step raised the process's resident memory
+    peak_memory_method: str = ""  # how that was measured, or why it could not be
+    layers: tuple[LayerChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,6 +241,8 @@ def _template() -> jinja2.Template:
     environment.filters["readable"] = facts.readable
     environment.filters["text"] = facts.text
     environment.filters["count"] = units.count
+    environment.filters["size"] = units.size
+    environment.filters["percent"] = units.percent
     return environment.get_template("page.html.j2")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressors import contract, rebuild, score, task, tuning
+from compressors import contract, counting, rebuild, score, task, tuning
 from compressors.options import FineTuning
 from compressors.passes import finetune, prune_channels, quantise
 from compressors.state import Context, State
@@ -187,7 +187,7 @@ def test_report_counts_integers_that_became_zero(quantised: State, fresh: State,
 def test_macs_are_those_of_convolutions_and_matrix_products(tiny: task.Task) -> None:
     """3x3 over 16x4x4, depthwise 3x3, pointwise 16x16, then 64x32 and 32x10."""
     wanted = 9 * 16 * 16 + 9 * 16 * 16 + 16 * 16 * 16 + 64 * 32 + 32 * 10
-    assert contract.macs(tiny.model().eval(), tiny) == wanted
+    assert counting.macs(tiny.model().eval(), tiny) == wanted
 
 
 def test_macs_of_attention_are_counted(tiny: task.Task) -> None:
@@ -203,7 +203,7 @@ def test_macs_of_attention_are_counted(tiny: task.Task) -> None:
             result: torch.Tensor = self.layer(x[:, 0], x[:, 0], x[:, 0], need_weights=False)[0]
             return result
 
-    assert contract.macs(Attention().eval(), tiny) == 8 * 8 * 8 * 4 + 2 * 2 * 8 * 8 * 4
+    assert counting.macs(Attention().eval(), tiny) == 8 * 8 * 8 * 4 + 2 * 2 * 8 * 8 * 4
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ STORED = (
     types.Parity,
     types.Score,
     types.StepReport,
+    types.LayerChange,
     types.Runtime,
     types.Block,
     types.MemoryMark,

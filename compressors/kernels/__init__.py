@@ -1,0 +1,1 @@
+"""Arithmetic that several passes share: tensors in, tensors out, no state and no progress."""
