@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -31,6 +32,11 @@ def why_not() -> str:
         return "the test devices need root: network namespaces, mounts, binfmt"
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
         return f"the test devices need {', '.join(missing)}: run tests/devices/packages.sh"
+    alone = subprocess.run(["unshare", "-m", "-n", "-p", "--fork", "true"], capture_output=True, text=True)
+    if alone.returncode != 0:  # root of a container, often
+        return f"the test devices need namespaces of their own: {alone.stderr.strip()}"
+    if not userlands.BINFMT.is_dir():
+        return "the test devices need a kernel with binfmt_misc, to run arm programs"
     return ""
 
 
