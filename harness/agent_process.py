@@ -51,13 +51,13 @@ def run(
     *,
     index: int,
     cpus: Sequence[int],
-    out_of_memory: Callable[[], bool],
+    out_of_memory: Callable[[], bool | None],
 ) -> Block:
     """
     The block that one process of *argv* measures.
 
     CellError with a typed status when it does not come to its end; AgentTrouble where a fresh process may.
-    *out_of_memory* says whether the device has killed for memory since it was last asked.
+    *out_of_memory* says whether the device has killed for memory since it was last asked; None: unknown.
     """
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     with transport.stream(argv, env=env, timeout_s=job.timeout_s, cpus=cpus) as stream:
@@ -97,19 +97,21 @@ def probe(transport: Transport, argv: Sequence[str], env: Mapping[str, str], *, 
             ) from error
 
 
-def _died(error: CellError, ended: _End, out_of_memory: Callable[[], bool]) -> CellError:
+def _died(error: CellError, ended: _End, out_of_memory: Callable[[], bool | None]) -> CellError:
     """An agent that did not speak to its end, with what is known of it."""
     words = f" Its last words: {ended.last_words}" if ended.last_words else ""
     if ended.exit_code is None or ended.exit_code >= 0:
         return AgentTrouble("agent_failed", f"{error.message}{words}", tries=2)
     name = _signal_name(-ended.exit_code)
     if ended.exit_code == -signal.SIGKILL:
-        if out_of_memory():
+        killed = out_of_memory()
+        if killed:
             return CellError(
                 "out_of_memory",
                 f"{name} ended the agent, and the device counted a process killed for memory.",
             )
-        words = f" The device counted no process killed for lack of memory.{words}"
+        if killed is False:
+            words = f" The device counted no process killed for lack of memory.{words}"
     return AgentTrouble("agent_failed", f"{name} ended the agent: {error.message}{words}", tries=3)
 
 

@@ -261,9 +261,15 @@ class Session:
         found = self.transport.call("settings", action=action, wanted=dict(self._settings), sudo=sudo)
         return {name: found[name] for name in self._settings}
 
-    def _killed_for_memory(self) -> bool:
+    def _killed_for_memory(self) -> bool | None:
+        """Whether the device killed for memory since it was last asked; None where it cannot tell."""
         before = self._oom_kills
-        self._probe()
+        try:
+            self._probe()
+        except TransientDeviceError:
+            raise
+        except DeviceError:  # e.g. a full disk: the reason why the agent ended is the one to tell
+            return None
         return before != self._oom_kills
 
     def _probe(self) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["stages"] = stages.table()
+    else:  # the one process that outlives all workers
+        userlands.unregister_binfmt()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

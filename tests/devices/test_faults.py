@@ -120,7 +120,7 @@ FAULTS = (
         act=harms.fill_disk_in_block,
         before=harms.small_disk,
         options=DISK,
-        status="lost_device",
+        status="agent_failed",
         reason="No space left",
         mend=harms.make_room,
     ),

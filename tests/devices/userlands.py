@@ -63,6 +63,14 @@ def register_binfmt() -> None:
         (BINFMT / "register").write_text(":".join(["", name, *rule[2:6], str(interpreter), "POF"]))
 
 
+def unregister_binfmt() -> None:
+    """Leave the kernel as it was: other arm programs get Debian's interpreter again."""
+    for architecture in CPUS:
+        rule = BINFMT / f"edgebench-{architecture}"
+        if rule.exists():
+            rule.write_text("-1")
+
+
 def _interpreter(architecture: str, cpu: str) -> Path:
     """A qemu-user whose default processor is *cpu*; see qemu_cpu.c."""
     source = Path(__file__).with_name("qemu_cpu.c")

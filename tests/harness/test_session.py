@@ -150,6 +150,15 @@ def test_a_kill_by_somebody_else_is_not_called_out_of_memory(tmp_path: Path) -> 
     assert "no process killed for lack of memory" in error.message
 
 
+def test_a_device_that_cannot_say_whether_it_killed_is_not_lost(tmp_path: Path) -> None:
+    probing = tmp_path / "probing"
+    probing.write_text(says(probed()))
+    error = outcome(tmp_path, f"echo 'exit 1' > {probing}; {says(START)} kill -KILL $$", probe=f". {probing}")
+    assert error.status == "agent_failed"
+    assert "SIGKILL (9)" in error.message
+    assert "for lack of memory" not in error.message
+
+
 def test_the_agents_own_reason_wins_over_how_it_ended(tmp_path: Path) -> None:
     told = {"event": "error", "stage": "load", "status": "load_failed", "message": "It is damaged."}
     error = outcome(tmp_path, f"{says([HELLO, told])} kill -KILL $$")
