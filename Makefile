@@ -5,7 +5,7 @@ BIN := .venv/bin
 EDGEBENCH := $(BIN)/edgebench
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-devices lint benchmark-fidelity benchmark-small clean
+.PHONY: setup demo test test-devices lint benchmark-fidelity benchmark-small benchmark-push clean
 
 setup: .venv/.ready
 
@@ -43,6 +43,9 @@ benchmark-fidelity: .venv/.ready-dev
 
 benchmark-small: .venv/.ready-dev
 	$(BIN)/python benchmarks/small.py
+
+benchmark-push: .venv/.ready-dev
+	$(BIN)/python benchmarks/push.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -63,7 +63,7 @@ def trust(
         raise plugins.unknown("device", name, devices)
     if devices[name].transport != "ssh":
         raise UsageError(f"{name} has no host key: its transport is {devices[name].transport}.")
-    for finding in ssh.findings(ssh.with_hops(devices[name], devices)):
+    for finding in ssh.findings(devices[name]):
         _decide(finding, fingerprints, yes=yes, replace=replace)
     return 0
 

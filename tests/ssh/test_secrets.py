@@ -12,6 +12,7 @@ import pytest
 from harness.core.errors import DeviceError
 from harness.transports import ssh
 from harness.transports._ssh_auth import Secrets
+from harness.transports._ssh_config import route
 from tests.ssh.servers import Lab, need, new_key
 
 SECRET = "correct-horse-battery"
@@ -79,7 +80,7 @@ def test_what_was_typed_is_asked_once_and_not_shown(monkeypatch: pytest.MonkeyPa
         return SECRET
 
     monkeypatch.setattr(_ssh_auth, "_ask", answer)
-    target = ssh.route(lab.device(lab.server()))[0]
+    target = route(lab.device(lab.server()))[0]
     secrets = Secrets()
     assert secrets.password(target) == secrets.password(target) == SECRET
     assert len(asked) == 1
