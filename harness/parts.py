@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,22 +80,18 @@ class System:
 
 def plan(target: Target, system: System, chosen: Iterable[str], cache: Path) -> Plan:
     """Everything that *chosen* runtimes need on *target*, fetched; a runtime that cannot be has a reason."""
-    missing: dict[str, str] = {}
-    found: dict[str, Wheel] = {}
-    native: Native | None = None
-    for runtime in chosen:
+    names = tuple(chosen)
+
+    def ask(runtime: str) -> Wheel | Native | NoWheel:
         if runtime == EXECUTORCH:
-            answer = _native(target, system, cache)
-            if isinstance(answer, Native):
-                native = answer
-            else:
-                missing[runtime] = answer.reason
-        else:
-            wheel = _first(PACKAGES[runtime], target, cache)
-            if isinstance(wheel, Wheel):
-                found[runtime] = wheel
-            else:
-                missing[runtime] = wheel.reason
+            return _native(target, system, cache)
+        return _first(PACKAGES[runtime], target, cache)
+
+    with ThreadPoolExecutor(max_workers=len(RUNTIMES)) as pool:  # each waits for the network
+        answers = dict(zip(names, pool.map(ask, names), strict=True))
+    found = {runtime: answer for runtime, answer in answers.items() if isinstance(answer, Wheel)}
+    native = next((answer for answer in answers.values() if isinstance(answer, Native)), None)
+    missing = {runtime: answer.reason for runtime, answer in answers.items() if isinstance(answer, NoWheel)}
     notes = {wheel.package: wheel.note for wheel in found.values() if wheel.note}
     parts = [_part(wheel) for wheel in found.values()]
     if found:
