@@ -31,18 +31,12 @@ NO_SENSOR = re.compile(r"cpu-hw-trip-|pmh0104_tz|pmr735d_tz")
 
 def identity(tree, args):
     """Which board this is, one of a kind."""
-    dt, dmi = (
-        "/sys/firmware/devicetree/base/",
-        [tree.read("/sys/class/dmi/id/" + n) for n in ("sys_vendor", "product_name")],
-    )
+    dmi = [tree.read("/sys/class/dmi/id/" + name) for name in ("sys_vendor", "product_name")]
     cpuinfo, plain = tree.read("/proc/cpuinfo"), " ".join(filter(None, dmi))
     told = re.search(r"^Model\s*: (.*)$", cpuinfo, re.M)
     revision = re.search(r"^Revision\s*: (\w+)$", cpuinfo, re.M)
-    names = tree.read(dt + "compatible") or tree.read("/proc/device-tree/compatible")
-    model = (
-        tree.read(dt + "model") or tree.read("/proc/device-tree/model") or plain or (told and told.group(1))
-    )
-    serial = tree.read(dt + "serial-number") or tree.read("/proc/device-tree/serial-number")
+    names, serial = tree.board("compatible"), tree.board("serial-number")
+    model = tree.board("model") or plain or (told and told.group(1))
     found = re.search(r"^Serial\s*: (\w+)$", cpuinfo, re.M)
     serial = serial or (found.group(1) if found else "")
     return {
@@ -71,8 +65,7 @@ def emulation(tree, _args):
     if arch and (arch[:3] == "x86") != (machine[:3] == "x86" or machine in ("i386", "i686")):
         how = "qemu-user: the kernel is for {}, programs see {}".format(arch, machine)
         return {"emulated": True, "emulated_how": how}
-    names = tree.read("/sys/firmware/devicetree/base/compatible") or tree.read("/proc/device-tree/compatible")
-    if "linux,dummy-virt" in names:
+    if "linux,dummy-virt" in tree.board("compatible"):
         return {"emulated": True, "emulated_how": "virtual machine: the device tree says linux,dummy-virt"}
     dmi = tree.read("/sys/class/dmi/id/sys_vendor")
     clocks = tree.read("/sys/devices/system/clocksource/clocksource0/available_clocksource")
@@ -84,7 +77,10 @@ def emulation(tree, _args):
 def system(tree, _args):
     """Operating system, vendor releases, C library, Python."""
     os_release, text = tree.table("/etc/os-release", "="), tree.read("/etc/nv_tegra_release")
-    package = Absent("no /etc/nv_tegra_release") if text else tool("dpkg-query", "--show", "nvidia-l4t-core")
+    words = [tree.board("model"), tree.board("compatible"), platform.release()]
+    nvidia = re.search("nvidia|tegra", " ".join(words), re.I)
+    ask = nvidia and not text  # the packages of another board need not be searched
+    package = tool("dpkg-query", "--show", "nvidia-l4t-core") if ask else Absent("not asked")
     l4t = (
         readings.parse_tegra_release(text)
         or readings.parse_l4t_package(package)

@@ -57,6 +57,11 @@ class Tree:
             return Absent("{} holds {!r}".format(path, text[:40]))
         return int(text) if text else text
 
+    def board(self, name):
+        """A property of the device tree, by either of its paths."""
+        known = self.read("/sys/firmware/devicetree/base/" + name)
+        return known or self.read("/proc/device-tree/" + name)
+
     def glob(self, pattern):
         """Paths that match, as a program on the device writes them."""
         return [path[len(self.root) :] for path in sorted(glob.glob(self.root + pattern))]

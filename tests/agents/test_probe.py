@@ -126,6 +126,12 @@ def test_a_pi_5(pi5: Path) -> None:
     assert facts["reasons"]["power_mode"] == "there is no nvpmodel"
 
 
+def test_the_packages_of_another_board_are_not_searched(pi5: Path) -> None:
+    programs(pi5, {"dpkg-query": f"touch {pi5}/asked; echo nvidia-l4t-core 36.4.4-1"})
+    assert told(pi5)["l4t"] is None
+    assert not (pi5 / "asked").exists()
+
+
 def test_a_serial_number_does_not_leave_the_device(pi5: Path) -> None:
     one, again, salted = told(pi5), told(pi5), told(pi5, "salt=other")
     assert "48343bbbe3ae743b" not in str(one)
