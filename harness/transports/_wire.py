@@ -106,8 +106,11 @@ class Connection:
         self.unanswered.append(self._last)
         if self._half_said:
             raise self._lost("it was left in the middle of a request")
-        # One step, so that an interrupt leaves a whole request or none.
-        self._out += b"%s\n%s" % (json.dumps(head).encode("ascii"), body)
+        line = json.dumps(head).encode("ascii") + b"\n"
+        if len(body) >= WRITE_BYTES:
+            self._flush(line, body)
+            return self._last
+        self._out += line + body  # in one step: an interrupt leaves a whole request or none
         if len(self._out) >= WRITE_BYTES:
             self._flush()
         return self._last
@@ -205,20 +208,19 @@ class Connection:
             raise self._lost("the other end closed it")
         self._buffer += data
 
-    def _flush(self) -> None:
-        """Write what is to go out."""
+    def _flush(self, line: bytes = b"", body: bytes = b"") -> None:
+        """Write what is to go out, and then a request with a long body, which is not copied into it."""
         if self._broken:
             raise self._lost(self._broken)
         if self._half_said:
             raise self._lost("it was left in the middle of a request")
-        if not self._out:
-            return
         self._half_said = True
-        out, self._out = bytes(self._out), bytearray()
+        out, self._out = bytes(self._out) + line, bytearray()
         try:
-            for begin in range(0, len(out), READ_BYTES):
-                with self._watch.within(self._answer_s):  # for each piece: a slow link is no dead link
-                    self._link.write(out[begin : begin + READ_BYTES])
+            for data in (out, body):
+                for begin in range(0, len(data), READ_BYTES):
+                    with self._watch.within(self._answer_s):  # for each piece: a slow link is no dead link
+                        self._link.write(data[begin : begin + READ_BYTES])
         except (OSError, EOFError, ValueError) as error:
             raise self._lost(str(error) or type(error).__name__) from error
         self._half_said = False
