@@ -1,19 +1,17 @@
 """Files on a device: pushed, resumed after a cut, verified, durable before they get their name."""
 
-import fnmatch
 import hashlib
 import os
-import shutil
 import stat
-import zipfile
+import threading
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from errno import EDQUOT, ENOSPC
 
 from keeper import Refused
 
 BLOCK = 1 << 18
+THREADS = 16  # that wait for the disk at once: then they share its commits
 OURS = ("files", "parts", "jobs", "links")  # folders that nothing may be unpacked over
 PLAIN = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
@@ -26,7 +24,7 @@ class Part:
         new = os.O_CREAT | os.O_TRUNC if offset == 0 else 0
         self.file = os.open(path, os.O_RDWR | new, 0o600)
         self.hash, self.size = hashlib.sha256(), 0
-        while True:  # what an earlier connection brought
+        while offset:  # what an earlier connection brought
             block = os.read(self.file, BLOCK)
             if not block:
                 break
@@ -63,7 +61,11 @@ class Files:
             raise Refused("bad_request", "{!r} is no plain name of a file below the workdir.".format(name))
         root = os.path.join(self.workdir, folder) if folder else self.workdir
         path = os.path.join(root, name)
-        if not (os.path.realpath(os.path.dirname(path)) + "/").startswith(root + "/"):
+        if "/" in name or "/" in folder:
+            inside = (os.path.realpath(os.path.dirname(path)) + "/").startswith(root + "/")
+        else:  # the same for one folder below the workdir, which is a real path; many files come this way
+            inside = not os.path.islink(root)
+        if not inside:
             raise Refused("bad_request", "{!r} leaves the workdir by a link.".format(name))
         return path
 
@@ -74,8 +76,10 @@ class Files:
             if self.content(self.place("files", name), size) == sha256:
                 continue
             self.forget(name, sha256)
-            part = self.part_path(name, sha256)
-            there = os.path.getsize(part) if os.path.exists(part) else 0
+            try:
+                there = os.stat(self.part_path(name, sha256)).st_size
+            except FileNotFoundError:
+                there = 0
             missing[name] = there if there <= size else 0
         return {"missing": missing}
 
@@ -111,7 +115,8 @@ class Files:
         target = self.place("files", name)
         part = self.parts.get((name, sha256)) if offset else self.forget(name, sha256)
         if part is None:
-            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            if not os.path.isdir(os.path.dirname(target)):
+                os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             part = Part(self.part_path(name, sha256), target, sha256, offset)
             self.parts[name, sha256] = part
         if offset != part.size:
@@ -145,6 +150,18 @@ class Files:
 
     def unpack(self, name, into, skip=()):
         """Put what is in a zip file (a wheel) below *into*; what is there already is replaced."""
+        import zipfile  # here, as it takes time to load: a connection that only pushes does without
+
+        try:
+            return self.unpacked(zipfile, name, into, skip)
+        except zipfile.BadZipFile as error:
+            raise Refused("bad_request", "{} cannot be unpacked: {}.".format(name, error)) from error
+
+    def unpacked(self, zipfile, name, into, skip):
+        """The work of unpack."""
+        import fnmatch
+        import shutil
+
         folder, count, size = self.free_place(into), 0, 0
         with zipfile.ZipFile(self.place("files", name)) as archive:
             for entry in archive.infolist():
@@ -178,8 +195,7 @@ class Files:
         whole, self.whole = self.whole, []
         if not whole:
             return []
-        with ThreadPoolExecutor(16) as pool:  # at once: then they share the disk's commits
-            errors = list(pool.map(landed, [part for _, part in whole]))
+        errors = at_once(landed, [part for _, part in whole])
         for folder in {os.path.dirname(part.target) for _, part in whole}:
             sync_folder(folder)
         return [(facts, error) for (facts, _), error in zip(whole, errors) if error is not None]
@@ -197,11 +213,28 @@ def landed(part):
     try:
         os.fsync(part.file)
         os.replace(part.path, part.target)
-    except OSError as error:
+    except Exception as error:
         return error
     finally:
         os.close(part.file)
     return None
+
+
+def at_once(work, things):
+    """[work(thing), …], done in a few threads; *work* raises nothing."""
+    results = [None] * len(things)
+
+    def some(first):
+        for number in range(first, len(things), THREADS):
+            results[number] = work(things[number])
+
+    others = [threading.Thread(target=some, args=(first,)) for first in range(1, min(THREADS, len(things)))]
+    for thread in others:
+        thread.start()
+    some(0)
+    for thread in others:
+        thread.join()
+    return results
 
 
 def sync_folder(path):
@@ -221,6 +254,8 @@ def removed(path):
         size = os.lstat(path).st_size
         os.unlink(path)
         return size
+    import shutil
+
     size = sum(os.lstat(os.path.join(top, name)).st_size for top, _, names in os.walk(path) for name in names)
     shutil.rmtree(path)
     return size

@@ -4,11 +4,8 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
-import subprocess
 import time
-import traceback
 
 BLOCK = 1 << 16
 END_BYTES = 4096  # set aside when a job starts, so that its end can be written on a full disk
@@ -32,14 +29,15 @@ def load(path):
         return None
 
 
-def save(path, value):
-    """Write a JSON file in one step: there is the old one or the new one, never half of one."""
+def save(path, value, durable=True):
+    """Write a JSON file in one step: there is the old one or the new one; after a power cut if *durable*."""
     beside = "{}.{}".format(path, os.getpid())
     try:
         with open(beside, "w", encoding="utf-8") as file:
             json.dump(value, file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError:
         with contextlib.suppress(FileNotFoundError):
@@ -138,6 +136,8 @@ def detach(work):
                 os.close(3)
                 work()
         except BaseException:
+            import traceback  # only who needs it waits for it: loading is most of a connection's time
+
             traceback.print_exc()
         finally:
             os._exit(0)
@@ -154,6 +154,8 @@ def start(folder, spec, workdir):
         os.mkdir(folder)
     except FileExistsError:
         return started(folder)
+    import subprocess  # noqa: F401 - launch() uses it; loaded before the fork it is loaded once
+
     try:
         os.mkfifo(os.path.join(folder, "done"))
         with open(os.path.join(folder, "end.part"), "wb") as file:
@@ -162,6 +164,8 @@ def start(folder, spec, workdir):
         detach(lambda: keep(folder, spec, workdir))
         return started(folder)
     except BaseException:
+        import shutil
+
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -230,6 +234,8 @@ def adopt_orphans():
 
 def launch(folder, spec, workdir):
     """The agent: (pid, its two outputs with the files they go to, the CPUs it may use)."""
+    import subprocess
+
     files = [os.open(os.path.join(folder, n), os.O_WRONLY | os.O_CREAT, 0o600) for n in ("out", "err")]
     before, cpus = os.sched_getaffinity(0), spec["cpus"]
     try:

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import signal
-import sys
 import time
 
 import keeper
@@ -125,8 +124,10 @@ def clean(workdir, held):
 
 def restore(workdir):
     """Put settings back, if some were changed."""
-    if "settings" in sys.modules and os.path.exists(os.path.join(workdir, "restore.json")):
-        sys.modules["settings"].restore(workdir)
+    if os.path.exists(os.path.join(workdir, "restore.json")):
+        import settings
+
+        settings.restore(workdir)
 
 
 def end_process(who):

@@ -5,12 +5,9 @@ import json
 import os
 import pwd
 import select
-import shutil
 import signal
-import subprocess
 import sys
 import time
-import zipfile
 import zlib
 
 import keeper
@@ -22,6 +19,8 @@ PROTOCOL = 1
 GREETING = b"edgebench supervisor 1\n"
 #: Calls that may take longer than a lease, and for how long it is then held beyond its period.
 LONG_S = {"unpack": 900, "have": 300, "settings": 120}
+MOST_WAITING = 256  # whole files that wait to be made durable together
+MORE_S = 0.02  # a host that says that more comes is waited for this long before that
 KINDS = {errno.ENOSPC: "no_space", errno.EDQUOT: "no_space", errno.EROFS: "read_only"}
 KINDS.update({errno.EACCES: "not_permitted", errno.EPERM: "not_permitted", errno.ENOENT: "not_found"})
 
@@ -34,12 +33,13 @@ class Wire:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(2, 1)
-        self.buffer = b""
+        # What Python read ahead of the sources that it was started with; more is not there, but in source.
+        self.buffer = sys.stdin.buffer.read1(BLOCK)
         self.send(GREETING)
 
-    def idle(self):
-        """Whether no byte of a further request is there yet."""
-        return not self.buffer and not select.select([self.source], [], [], 0)[0]
+    def idle(self, for_s):
+        """Whether no byte of a further request comes within that time."""
+        return not self.buffer and not select.select([self.source], [], [], for_s)[0]
 
     def line(self):
         """One line; None at the end of input."""
@@ -95,14 +95,17 @@ class Supervisor:
 
     def serve(self):
         """Answer requests until the end of input."""
+        more = False
         while True:
-            if self.waiting and (len(self.files.whole) >= 64 or self.wire.idle()):
+            if self.waiting and (
+                len(self.files.whole) >= MOST_WAITING or self.wire.idle(MORE_S if more else 0)
+            ):
                 self.settle()
             line = self.wire.line()
             if line is None:
                 return
             request = json.loads(line)
-            body = Body(self.wire, request.pop("bytes", 0))
+            body, more = Body(self.wire, request.pop("bytes", 0)), request.pop("more", False)
             if request.get("call") != "push":
                 self.settle()
             number, answer = request.pop("id", None), self.answer(request, body)
@@ -138,15 +141,16 @@ class Supervisor:
 
     def settle(self):
         """Make finished files durable and give them their names, then send all answers that wait for that."""
-        failed = {}
+        failed, pieces = {}, []
         for facts, error in self.files.settle() if self.files else ():
             failed[id(facts)] = {"error": told(error)}
         for number, (answer, raw) in self.waiting:
             head = dict(failed.get(id(answer.get("ok")), answer), id=number)
             if raw:
                 head["bytes"] = len(raw)
-            self.wire.send(json.dumps(head).encode("ascii") + b"\n", raw)
+            pieces += [json.dumps(head).encode("ascii") + b"\n", raw]
         self.waiting = []
+        self.wire.send(b"".join(pieces))  # at once: what comes in pieces waits for the other side's TCP
 
     def hello(self, workdir, client):
         """Make the folder, end an earlier supervisor of the same client, say what this device is."""
@@ -155,12 +159,15 @@ class Supervisor:
         with lease.locked(self.files.workdir):
             self.link_up(self.files.place("links", self.client))
         disk = os.statvfs(self.files.workdir)
-        user = pwd.getpwuid(os.getuid()) if os.getuid() in {p.pw_uid for p in pwd.getpwall()} else None
+        try:
+            user = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            user = str(os.getuid())
         return {
             "protocol": PROTOCOL,
             "pid": os.getpid(),
             "uid": os.getuid(),
-            "user": user.pw_name if user else str(os.getuid()),
+            "user": user,
             "home": os.path.expanduser("~"),
             "workdir": self.files.workdir,
             "boot_id": keeper.boot_id(),
@@ -177,7 +184,7 @@ class Supervisor:
             if not keeper.runs(load(path)):
                 os.unlink(path)
         try:
-            save(link, keeper.identity(os.getpid()))
+            save(link, keeper.identity(os.getpid()), durable=False)  # a power cut ends us, too
         except OSError as error:
             if KINDS.get(error.errno) != "no_space":  # on a full disk results can still be fetched
                 raise
@@ -222,12 +229,16 @@ class Supervisor:
 
     def stop(self, job):
         """End a job and forget it."""
+        import shutil
+
         pid = keeper.end(self.job(job))
         shutil.rmtree(self.job(job), ignore_errors=True)
         return {"ended": [] if pid is None else [pid]}
 
     def sweep(self):
         """End and forget all jobs."""
+        import shutil
+
         self.must_hold()
         pids = [keeper.end(folder) for folder in keeper.every(self.files.place("", "jobs"))]
         for folder in keeper.every(self.files.place("", "jobs")):
@@ -262,6 +273,8 @@ class Supervisor:
 
     def run(self, argv, env=None, timeout_s=10.0, limit=1 << 20):
         """A short command: what it printed, how it ended."""
+        import subprocess
+
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         child = subprocess.Popen(argv, cwd=self.files.workdir, env=env, start_new_session=True, **options)
         kept, deadline = {child.stdout: b"", child.stderr: b""}, time.monotonic() + timeout_s
@@ -298,7 +311,7 @@ def told(error):
     if isinstance(error, OSError):
         where = "{}: ".format(error.filename) if error.filename else ""
         return {"kind": KINDS.get(error.errno, "failed"), "message": "{}{}.".format(where, error.strerror)}
-    kinds = (TypeError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
+    kinds = (TypeError, ValueError, KeyError, AttributeError)
     kind = "bad_request" if isinstance(error, kinds) else "failed"
     return {"kind": kind, "message": "{}: {}".format(type(error).__name__, error)}
 

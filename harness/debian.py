@@ -22,7 +22,7 @@ ARCHITECTURES = {"armv7l": ("armhf", "arm-linux-gnueabihf")}
 #: numpy and what it is linked with, but for libc, libgcc and libstdc++, which every Debian has.
 PACKAGES = ("python3-numpy", "libblas3", "liblapack3", "libgfortran5")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-MIRROR = "http://deb.debian.org/debian"
+APT = Path("/etc/apt")
 APT_TIMEOUT_S = 300.0
 UNUSED = re.compile(r"/(?:tests|f2py|distutils|__pycache__|include)/|\.pyi$|\.pxd$|\.h$|\.a$")
 
@@ -40,7 +40,8 @@ def numpy(machine: str, codename: str, cache: Path) -> Numpy | NoWheel:
     """
     The numpy of the Debian release *codename* (``bookworm``) for *machine*, as an archive to unpack.
 
-    Needs apt-get and dpkg-deb here, and Debian's keyring; says so if they are not there.
+    Needs apt-get and dpkg-deb here, Debian's keyring, and a Debian archive among this system's own apt
+    sources; says so if they are not there.
     """
     if machine not in ARCHITECTURES:
         return NoWheel(reason=f"Debian's packages are not known for {machine}")
@@ -58,13 +59,20 @@ def numpy(machine: str, codename: str, cache: Path) -> Numpy | NoWheel:
         if not KEYRING.exists():
             install = "sudo apt install debian-archive-keyring"
             return NoWheel(reason=f"this machine has no {KEYRING}: {install}", final=False)
+        archive = _archive()
+        if archive is None:
+            return NoWheel(
+                reason=f"the apt sources of this machine ({APT}) name no Debian archive (an address that "
+                "ends in /debian) to fetch it from",
+                final=False,
+            )
         with tempfile.TemporaryDirectory(dir=folder, prefix=".apt-") as name:
-            return _fetch(machine, codename, Path(name), folder / stem)
+            return _fetch(machine, codename, archive, Path(name), folder / stem)
 
 
-def _fetch(machine: str, codename: str, work: Path, stem: Path) -> Numpy | NoWheel:
+def _fetch(machine: str, codename: str, archive: str, work: Path, stem: Path) -> Numpy | NoWheel:
     architecture, triplet = ARCHITECTURES[machine]
-    debs = _download(architecture, codename, work)
+    debs = _download(architecture, codename, archive, work)
     if isinstance(debs, NoWheel):
         return debs
     version = next(deb.name.split("_")[1] for deb in debs if deb.name.startswith("python3-numpy_"))
@@ -77,13 +85,13 @@ def _fetch(machine: str, codename: str, work: Path, stem: Path) -> Numpy | NoWhe
     return Numpy(path=path, version=version, downloaded_bytes=sum(deb.stat().st_size for deb in debs))
 
 
-def _download(architecture: str, codename: str, work: Path) -> list[Path] | NoWheel:
-    """Fetch the packages with an apt of our own: of this system it takes the keyring and the mirror."""
+def _download(architecture: str, codename: str, archive: str, work: Path) -> list[Path] | NoWheel:
+    """Fetch the packages with an apt of our own: of this system it takes the keyring and the address."""
     for name in ("state/lists/partial", "cache/archives/partial", "etc"):
         (work / name).mkdir(parents=True)
     (work / "state" / "status").touch()
     sources = work / "etc" / "sources.list"
-    sources.write_text(f"deb [signed-by={KEYRING}] {_mirror()} {codename} main\n", encoding="utf-8")
+    sources.write_text(f"deb [signed-by={KEYRING}] {archive} {codename} main\n", encoding="utf-8")
     apt = ["apt-get", "-q", "-o", f"Dir::State={work / 'state'}", "-o", f"Dir::Cache={work / 'cache'}"]
     apt += ["-o", f"Dir::State::status={work / 'state' / 'status'}", "-o", f"Dir::Etc::sourcelist={sources}"]
     apt += ["-o", "Dir::Etc::sourceparts=-", "-o", f"APT::Architecture={architecture}"]
@@ -102,9 +110,9 @@ def _download(architecture: str, codename: str, work: Path) -> list[Path] | NoWh
     return sorted(work.glob("*.deb"))
 
 
-def _mirror() -> str:
-    """Where this system gets Debian from, if it is a Debian; else Debian's own address."""
-    texts = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+def _archive() -> str | None:
+    """Where this system gets Debian from, if it is a Debian."""
+    texts = [APT / "sources.list", *sorted((APT / "sources.list.d").glob("*"))]
     for path in texts:
         if path.suffix in {".list", ".sources"} and path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -113,7 +121,7 @@ def _mirror() -> str:
             )
             if found:
                 return found[1]
-    return MIRROR
+    return None
 
 
 def _content(deb: Path, triplet: str) -> Mapping[str, bytes]:

@@ -88,12 +88,15 @@ def _send(
     window: deque[tuple[int, str, int]] = deque()
     corrupt: set[str] = set()
 
+    outstanding = 0
+
     def settle(requests: int, size: int) -> None:
-        while len(window) > requests or sum(entry[2] for entry in window) > size:
-            outstanding = sum(entry[2] for entry in window)
-            number, name, _ = window.popleft()
+        nonlocal outstanding
+        while len(window) > requests or outstanding > size:
+            number, name, sent = window.popleft()
+            outstanding, before = outstanding - sent, outstanding
             try:
-                connection.answer(number, outstanding / SLOW_BYTES_PER_S)
+                connection.answer(number, before / SLOW_BYTES_PER_S)
             except SupervisorError as error:
                 if error.kind == "corrupt":
                     corrupt.add(name)
@@ -102,6 +105,7 @@ def _send(
             else:
                 forward()
 
+    last = list(missing)[-1]
     for name, there in missing.items():
         source = progress.sources[name]
         head = {"name": name, "sha256": source.sha256, "size": source.size}
@@ -113,8 +117,10 @@ def _send(
                 if not data and offset < source.size:
                     raise DeviceError(f"{source.path} became shorter while it was pushed.")
                 settle(WINDOW_REQUESTS, WINDOW_BYTES - len(data))
-                number = connection.send("push", {**head, "offset": offset}, data)
+                more = name != last or offset + len(data) < source.size
+                number = connection.send("push", {**head, "offset": offset, "more": more}, data)
                 window.append((number, name, len(data)))
+                outstanding += len(data)
                 progress.sent_bytes += len(data)
                 offset += len(data)
                 if offset >= source.size:

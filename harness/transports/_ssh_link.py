@@ -149,7 +149,8 @@ def handshake(
         options.ciphers = CIPHERS
         options.digests = DIGESTS
         options.key_types = key_types or _preferred(target, options.key_types)
-        transport.start_client(timeout=timeout_s)
+        # Greeting and handshake have a limit each, and say which one it was that took too long.
+        transport.start_client(timeout=2 * timeout_s)
         if transport.host_key is None:  # start_client() returns when its time is over
             raise TimeoutError
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -14,6 +15,7 @@ PING_S = 10.0  # how often a device is asked for a sign of life
 SILENCE_S = 30.0  # a link that says nothing for this long is closed
 WINDOW_BYTES = 4 << 20  # what may come in before it is read
 PACKET_BYTES = 32768  # what OpenSSH takes at most
+QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux has it
 
 
 class Heard:
@@ -37,9 +39,18 @@ def listening(heard: Heard) -> type[paramiko.packet.Packetizer]:
     import paramiko
 
     class Listening(paramiko.packet.Packetizer):
+        def __init__(self, sock: Any) -> None:
+            super().__init__(sock)
+            self._tcp = sock if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX else None
+
         def read_message(self) -> Any:
             message = super().read_message()
             heard.now()
+            if QUICK_ACK is not None and self._tcp is not None:
+                # sshd sends the second of two short messages when the first is confirmed (Nagle). We would
+                # confirm it 40 ms later, as we have nothing to send. TCP forgets this wish: it is renewed.
+                with suppress(OSError):  # closed meanwhile: the next read says so
+                    self._tcp.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)
             return message
 
     return Listening

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import threading
+import zlib
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import device_agents
 from harness.core.errors import DeviceError, SupervisorError
+from harness.transports._deadline import Watch
 
 GREETING = b"edgebench supervisor 1\n"
-MODULES = (
-    "keeper",
-    "files",
-    "lease",
-    "settings",
-    "supervisor",
-)  # in the order in which they import each other
+MODULES = ("keeper", "files", "settings", "lease", "supervisor")  # each imports only those before it
 NOISE_BYTES = 1 << 16  # what a login may print before the supervisor speaks
 LINE_BYTES = 1 << 24
 READ_BYTES = 1 << 18
+WRITE_BYTES = 1 << 17  # small requests go out together
 BOOT_S = 60.0
 
 #: The first line that a device reads. No quotes, no line ends: any login shell passes it on.
-READER = "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
-#: What READER gets: makes modules of the sources that follow, and starts the last one.
+READER = "import sys,zlib;f=sys.stdin.buffer;exec(zlib.decompress(f.read(int(f.readline()))))"
+#: What READER gets, after the sources: compiles each when it is imported first, and starts the supervisor.
 LOADER = """
-import json, sys, types
-source = sys.stdin.buffer
-for name, size in json.loads(source.readline()):
-    module = sys.modules[name] = types.ModuleType(name)
-    exec(compile(source.read(size), name + ".py", "exec"), module.__dict__)
-sys.modules["supervisor"].main()
+import sys
+from _frozen_importlib import ModuleSpec
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self) if name in sources else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        exec(compile(sources[module.__name__], module.__name__ + ".py", "exec"), module.__dict__)
+sys.meta_path.insert(0, Finder())
+import supervisor
+supervisor.main()
 """
 
 
@@ -65,14 +66,14 @@ def bootstrap_command(python: str) -> list[str]:
     return [python, "-I", "-S", "-c", READER]
 
 
+@functools.cache
 def bootstrap_bytes() -> bytes:
     """What that process reads first."""
     folder = Path(device_agents.__file__).parent
     found = [(name, folder / f"{name}.py") for name in MODULES]
-    sources = [(name, path.read_bytes()) for name, path in found if path.exists()]
-    loader = LOADER.encode()
-    table = json.dumps([(name, len(source)) for name, source in sources]).encode() + b"\n"
-    return b"%d\n" % len(loader) + loader + table + b"".join(source for _, source in sources)
+    sources = {name: path.read_bytes() for name, path in found if path.exists()}
+    program = zlib.compress(f"sources = {sources!r}{LOADER}".encode())
+    return b"%d\n" % len(program) + program
 
 
 class Connection:
@@ -81,33 +82,37 @@ class Connection:
     def __init__(self, link: Link, *, answer_s: float) -> None:
         self._link = link
         self._answer_s = answer_s
+        self._watch = Watch(self._late)
         self._buffer = bytearray()
+        self._out = bytearray(bootstrap_bytes())  # goes out with the first request
+        self._greeted = False
         self._last = 0
         self._broken = ""
         self._half_said = False  # an interrupt left it in the middle of a request
         self.unanswered: deque[int] = deque()  # ids, in order
-        with self._deadline(max(BOOT_S, answer_s)):
-            self._write(bootstrap_bytes())
-            self._greeting()
 
     def close(self) -> None:
         """Let go of the link; the supervisor at its other end leaves."""
         self._broken = self._broken or "it was closed"
+        self._watch.close()
         self._link.close()
 
     def send(self, call: str, arguments: dict[str, Any], body: bytes = b"") -> int:
-        """Ask without waiting; gives the id of the request."""
+        """Ask without waiting; gives its id. Short requests go out together, at the latest with answer()."""
         self._last += 1
         head = {"id": self._last, "call": call, **arguments}
         if body:
             head["bytes"] = len(body)
         self.unanswered.append(self._last)
-        piece = json.dumps(head).encode("ascii") + b"\n" + body[:READ_BYTES]
-        for end in range(READ_BYTES, len(body) + READ_BYTES + 1, READ_BYTES):
-            if piece:
-                with self._deadline(self._answer_s):  # for each piece: a slow link is no dead link
-                    self._write(piece)
-            piece = body[end : end + READ_BYTES]
+        if self._half_said:
+            raise self._lost("it was left in the middle of a request")
+        line = json.dumps(head).encode("ascii") + b"\n"
+        if len(body) >= WRITE_BYTES:
+            self._flush(line, body)
+            return self._last
+        self._out += line + body  # in one step: an interrupt leaves a whole request or none
+        if len(self._out) >= WRITE_BYTES:
+            self._flush()
         return self._last
 
     def answer(self, number: int, within_s: float = 0.0) -> tuple[dict[str, Any], bytes]:
@@ -117,7 +122,11 @@ class Connection:
         *within_s* is what the work itself may take, besides the way there and back. SupervisorError when
         it was refused.
         """
-        with self._deadline(self._answer_s + within_s):
+        self._flush()
+        if not self._greeted:
+            with self._watch.within(max(BOOT_S, self._answer_s)):
+                self._greeting()
+        with self._watch.within(self._answer_s + within_s):
             while True:
                 head = self._head()
                 raw = self._read(int(head.get("bytes", 0)))
@@ -168,6 +177,7 @@ class Connection:
                     f"The device prints {noise[:80]!r}… instead of running what it was asked to.",
                     hint="Does its shell print that for every login? It must not, without a terminal.",
                 )
+        self._greeted = True
 
     def _line(self, limit: int) -> bytes:
         begin = 0
@@ -198,35 +208,30 @@ class Connection:
             raise self._lost("the other end closed it")
         self._buffer += data
 
-    def _write(self, data: bytes) -> None:
+    def _flush(self, line: bytes = b"", body: bytes = b"") -> None:
+        """Write what is to go out, and then a request with a long body, which is not copied into it."""
         if self._broken:
             raise self._lost(self._broken)
         if self._half_said:
             raise self._lost("it was left in the middle of a request")
         self._half_said = True
+        out, self._out = bytes(self._out) + line, bytearray()
         try:
-            self._link.write(data)
+            for data in (out, body):
+                for begin in range(0, len(data), READ_BYTES):
+                    with self._watch.within(self._answer_s):  # for each piece: a slow link is no dead link
+                        self._link.write(data[begin : begin + READ_BYTES])
         except (OSError, EOFError, ValueError) as error:
             raise self._lost(str(error) or type(error).__name__) from error
         self._half_said = False
 
     def _lost(self, why: str) -> LinkLost:
         self._broken = self._broken or why
+        self._watch.close()
         self._link.close()
         return LinkLost(self._broken)
 
-    @contextlib.contextmanager
-    def _deadline(self, seconds: float) -> Iterator[None]:
-        """Close the link when the work takes longer; whoever is blocked in it is freed by that."""
-
-        def bark() -> None:
-            self._broken = f"it did not answer within {seconds:g} s"
-            self._link.close()
-
-        timer = threading.Timer(seconds, bark)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def _late(self, seconds: float) -> None:
+        """Close the link; whoever is blocked in it is freed by that."""
+        self._broken = f"it did not answer within {seconds:g} s"
+        self._link.close()

@@ -135,7 +135,7 @@ def _mirror() -> list[str]:
         uri, suite, component = line.split()
         if (suite, component) == (SUITE, "main"):
             return [f"deb {uri} {SUITE} main"]
-    return []  # not Debian: mmdebstrap knows a mirror
+    return []  # not this release: mmdebstrap knows an archive itself
 
 
 def userland(architecture: str, *, numpy: bool) -> Path:

@@ -25,6 +25,8 @@ CONTENT = {
     "libblas3_3.11-2_armhf.deb": {f"{TRIPLET}/blas/libblas.so.3.11": "blas"},
 }
 
+ARCHIVE = "http://127.0.0.1:9/debian"  # apt is never run: ours stands in for it
+
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb here")
 
 
@@ -52,6 +54,9 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tools / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setattr(debian, "KEYRING", tmp_path / "shelf")
+    monkeypatch.setattr(debian, "APT", tmp_path / "etc")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "sources.list").write_text(f"deb [arch=amd64] {ARCHIVE} stable main\n")
     return tmp_path
 
 
@@ -78,6 +83,31 @@ def test_apt_touches_nothing_of_this_system_and_is_asked_once(apt: Path, tmp_pat
             assert Path(value).is_relative_to(tmp_path / "cache")
     assert debian.numpy("armv7l", "bookworm", tmp_path / "cache").__class__ is Numpy
     assert len((apt / "calls").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("sources.list", f"# deb http://127.0.0.1:9/other\ndeb {ARCHIVE} bookworm main\n"),
+        ("sources.list.d/debian.sources", f"Types: deb\nURIs: {ARCHIVE}/\nSuites: bookworm\n"),
+    ],
+)
+def test_the_archive_is_the_one_of_this_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setattr(debian, "APT", tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    assert debian._archive() == ARCHIVE
+
+
+def test_without_a_debian_archive_it_says_so(apt: Path, tmp_path: Path) -> None:
+    (apt / "etc" / "sources.list").write_text("deb http://127.0.0.1:9/ubuntu noble main\n")
+    found = debian.numpy("armv7l", "bookworm", tmp_path / "cache")
+    assert isinstance(found, NoWheel)
+    assert "name no Debian archive" in found.reason
+    assert not found.final
+    assert not (apt / "calls").exists()
 
 
 def test_what_cannot_be_is_a_reason(apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 PIECE_BYTES = 1 << 16
+FLYING_BYTES = 1 << 24  # under way at most, where no rate limits that
 
 
 class Proxy:
@@ -18,7 +20,9 @@ class Proxy:
 
     def __init__(self, to_port: int, *, bytes_per_s: float = 0.0, delay_s: float = 0.0) -> None:
         self.to_port = to_port
-        self.delay_s = delay_s  # of each piece, in both directions
+        self.delay_s = (
+            delay_s  # of every byte, in both directions; as on a long line many are under way at once
+        )
         self.bytes_per_s = bytes_per_s  # 0: as fast as it goes
         self.sent_bytes = 0  # from the host to the device
         self.links = 0  # accepted so far
@@ -82,30 +86,40 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
         with suppress(OSError, ValueError), selectors.DefaultSelector() as ready:
             ready.register(source, selectors.EVENT_READ)
-            while not self._over.is_set():
-                if not ready.select(0.2):
-                    if source.fileno() < 0:
-                        break
-                    continue
-                self._flowing.wait()
-                data = source.recv(PIECE_BYTES)
-                if not data:
+            rate = self.bytes_per_s or float("inf")
+            most = PIECE_BYTES + (int(rate * self.delay_s) if self.bytes_per_s else FLYING_BYTES)
+            flying: deque[tuple[float, bytes]] = deque()  # when it arrives, and what
+            flying_bytes, sent_s, ended = 0, 0.0, False
+            while not self._over.is_set() and not (ended and not flying):
+                left_s = max(0.0, flying[0][0] - time.monotonic()) if flying else 0.2
+                if ended or flying_bytes >= most:
+                    time.sleep(left_s)
+                elif ready.select(min(0.2, left_s)):
+                    self._flowing.wait()
+                    data = source.recv(PIECE_BYTES)
+                    ended = not data
+                    sent_s = max(sent_s, time.monotonic()) + len(data) / rate
+                    flying.append((sent_s + self.delay_s, data))
+                    flying_bytes += len(data)
+                elif source.fileno() < 0:
                     break
-                if self.bytes_per_s or self.delay_s:
-                    rate = self.bytes_per_s or float("inf")
-                    time.sleep(self.delay_s + len(data) / rate)
-                self._flowing.wait()
-                sink.sendall(data)
-                if up:
-                    self.sent_bytes += len(data)
-                    if self._cut_at is not None and self.sent_bytes >= self._cut_at:
-                        self._cut_at = None
-                        self.reset()
+                while flying and flying[0][0] <= time.monotonic():
+                    _, data = flying.popleft()
+                    flying_bytes -= len(data)
+                    self._flowing.wait()
+                    sink.sendall(data)
+                    self._count(len(data) if up else 0)
         for sock in (source, sink):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
             self._open.discard(sock)
+
+    def _count(self, sent_bytes: int) -> None:
+        self.sent_bytes += sent_bytes
+        if self._cut_at is not None and self.sent_bytes >= self._cut_at:
+            self._cut_at = None
+            self.reset()
 
 
 @contextmanager
