@@ -40,8 +40,9 @@ def scores(
     l1, l2: the norm of a channel's weights: sum of |w| (Li 2017, arXiv:1608.08710) or of w^2, the mean over
     the group's layers and sides (Fang 2023, arXiv:2301.12900), or with *layer_only* of the layer that makes
     it. taylor: sum of (w g)^2 (Molchanov 2019), hessian: sum of w^2 H_ii / 2 (LeCun 1990), both over all
-    weights and biases that make or norm the channel. bn_scale: |gamma| (Liu 2017, arXiv:1708.06519). activation:
-    mean |x|. rank: mean rank of the feature maps (HRank, Lin 2020). pca: see :func:`principal`. random.
+    weights and biases that make or norm the channel. bn_scale: |gamma| (Liu 2017, arXiv:1708.06519).
+    activation: mean |x|. rank: mean rank of the feature maps (HRank, Lin 2020). pca: see
+    :func:`principal`. random.
     Of a unit of several channels the mean; the sum of what is measured in the loss.
     """
     if kind == "random":
@@ -78,7 +79,8 @@ def relative(kind: Kind, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _weight_scores(kind: Kind, graph: Graph, context: Context, samples: int) -> dict[str, Tensor]:
     """A score for every weight of the model's groups, by parameter name."""
-    layers = {m.name: m.layer for group in graph.groups.values() for m in group.members}
+    members = [m for group in graph.groups.values() for m in group.members]
+    layers = {m.name: m.layer for m in members if m.role == "out" or kind not in OF_LOSS}
     names = {
         f"{layer}.{key}": layer
         for layer, module in layers.items()
@@ -222,6 +224,5 @@ def principal(covariance: Tensor, energy: float = ENERGY) -> Tensor:
     if not total:
         return torch.zeros_like(values)
     many = int((values.cumsum(0) / total < energy - 1e-12).sum()) + 1
-    return (vectors[:, :many].square() * values[:many]).sum(1)
-
-
+    found: Tensor = (vectors[:, :many].square() * values[:many]).sum(1)
+    return found

@@ -1,4 +1,4 @@
-"""Which channels of a model hang together, found by Torch-Pruning's dependency graph, and how they are cut."""
+"""Which channels of a model hang together, by Torch-Pruning's dependency graph, and how they are cut."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ class Graph:
         self.module = module.requires_grad_(True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torch_pruning")
-            self._graph: Any = torch_pruning.DependencyGraph().build_dependency(
-                module, inputs, verbose=False
-            )
+            self._graph: Any = torch_pruning.DependencyGraph().build_dependency(module, inputs, verbose=False)
         self._names = {layer: name for name, layer in module.named_modules()}
         self._heads = {attention.value: attention for attention in _attentions(module)}
         self._tied = set(_tied(module))
@@ -172,7 +170,9 @@ class Graph:
                 self._graph.get_pruning_group(root, prune, channels).prune()
                 if group.kind == "heads":
                     (attention,) = {
-                        self._heads[m.layer] for m in group.members if m.role == "out" and m.layer in self._heads
+                        self._heads[m.layer]
+                        for m in group.members
+                        if m.role == "out" and m.layer in self._heads
                     }
                     attention.shrink(len(numbers))
         self.module.zero_grad(set_to_none=True)

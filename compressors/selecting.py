@@ -53,7 +53,8 @@ def order(layers: Layers, *, together: bool) -> list[str]:
         gone = layer.first - len(layer.scores)
         ranked = layer.scores.sort().values.tolist()
         keys += [
-            (score if together else (gone + i) / layer.first, position, name) for i, score in enumerate(ranked, 1)
+            (score if together else (gone + i) / layer.first, position, name)
+            for i, score in enumerate(ranked, 1)
         ]
     return [name for _, _, name in sorted(keys)]
 

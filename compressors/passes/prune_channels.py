@@ -37,7 +37,9 @@ class Schedule(shared.Options):
 class Slimming(shared.Training):
     """Training that drives the scales of batch norms to zero before channels are ranked (Liu 2017)."""
 
-    strength: float = Field(default=0.01, gt=0, le=100, description="weight of the scales' L1 norm in the loss")
+    strength: float = Field(
+        default=0.01, gt=0, le=100, description="weight of the scales' L1 norm in the loss"
+    )
     epochs: int = Field(default=0, ge=0, le=100_000, description="passes over the train loader; 0: none")
 
 
@@ -45,7 +47,10 @@ class Options(shared.PassOptions):
     """Options of prune_channels."""
 
     ratio: float | None = Field(
-        default=None, gt=0, lt=1, description="share of the channels that is removed; 0.5 if nothing is a target"
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of the channels that is removed; 0.5 if nothing is a target",
     )
     macs: float | None = Field(
         default=None,
@@ -54,7 +59,10 @@ class Options(shared.PassOptions):
         description="target instead of ratio: share of the multiply-accumulates that may be left",
     )
     parameters: float | None = Field(
-        default=None, gt=0, lt=1, description="target instead of ratio: share of the parameters that may be left"
+        default=None,
+        gt=0,
+        lt=1,
+        description="target instead of ratio: share of the parameters that may be left",
     )
     importance: Literal[
         "l1", "l2", "bn_scale", "taylor", "hessian", "activation", "rank", "pca", "random"
@@ -123,6 +131,15 @@ class Options(shared.PassOptions):
         return 1 if self.schedule.kind == "one_shot" else self.schedule.rounds
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Goal:
+    """Where a round goes."""
+
+    first: dict[str, int]  # units of each group at first
+    share: float  # of the whole removal
+    budget: pruning_loop.Budget | None
+
+
 def apply(state: State, options: Options, context: Context) -> State:
     """A smaller model: least important channels removed, then fine-tuned, once or in rounds."""
     if state.quantised is not None:
@@ -138,16 +155,14 @@ def apply(state: State, options: Options, context: Context) -> State:
     state = _slimmed(state, options, context)
     with deterministic(context.seed):
         first = {name: len(g.units) for name, g in _graph(state.module, options, context).groups.items()}
-    budget = pruning_loop.budget(
-        state.module, context.task, macs=options.macs, parameters=options.parameters
-    )
+    budget = pruning_loop.budget(state.module, context.task, macs=options.macs, parameters=options.parameters)
     start = budget.cost(state.module, context.task) if budget else 0
     good = state
     for done in range(1, options.rounds + 1):
         share = pruning_loop.progress(options.schedule.kind, done, options.rounds)
         limit = budget and dataclasses.replace(budget, most=round(start - share * (start - budget.most)))
         with deterministic(context.seed):
-            after = _pruned(good, options, context, first, share, limit)
+            after = _pruned(good, options, context, _Goal(first=first, share=share, budget=limit))
         after = _trained(after, options, context, last=done == options.rounds)
         kept, found = pruning_loop.passes(after.module, context.task, options.min_score)
         note = after.note + (f", validation {found:.4f}" if found is not None else "")
@@ -225,7 +240,8 @@ def _graph(module: nn.Module, options: Options, context: Context) -> Graph:
     if not graph.groups:
         reasons = "; ".join(f"{name} stays whole: {why}" for name, why in list(graph.whole.items())[:3])
         raise NotApplicable(
-            f"prune_channels has nothing to remove: {reasons or 'the model has no such layers'}."
+            f"prune_channels has nothing to remove: the model has no {' or '.join(options.kinds)} that could"
+            f" go{f' ({reasons})' if reasons else ''}."
         )
     return graph
 
@@ -240,11 +256,9 @@ def _pruned(
     state: State,
     options: Options,
     context: Context,
-    first: dict[str, int],
-    share: float,
-    budget: pruning_loop.Budget | None,
+    goal: _Goal,
 ) -> State:
-    """*state* with *share* of the whole removal done, its batch norms measured again; not yet trained."""
+    """*state* with the share of the whole removal done, its batch norms measured again; not yet trained."""
     from compressors import channel_scores, constraints, pruning_loop
     from compressors.selecting import Layer
     from compressors.training import tidy
@@ -262,28 +276,21 @@ def _pruned(
     units = {
         name: Layer(
             scores=values,
-            first=first[name],
+            first=goal.first[name],
             channels=graph.groups[name].units.shape[1],
             round_to=1 if graph.groups[name].kind == "heads" else options.round_to,
         )
         for name, values in scores.items()
     }
-    counts = _counts(state.module, units, options, context, share, budget)
+    counts = _counts(state.module, units, options, context, goal)
     if options.rounds == 1 and not any(counts.values()):
-        largest = max(len(layer.scores) * layer.channels for layer in units.values())
-        raise UsageError(
-            f"round_to: nothing is left to prune with round_to {options.round_to}, ratio {share:g} and"
-            f" max_ratio {options.max_ratio:g}: the widest layer has {largest} channels."
-            if budget is None and options.round_to > 1
-            else f"ratio: nothing is left to prune: the widest layer has {largest} channels.",
-            hint="Choose a smaller round_to or a larger ratio.",
-        )
+        _refuse_nothing(units, options)
     gone = {name: units[name].lowest(count) for name, count in counts.items()}
     module = graph.cut(gone)
     pruning_loop.reestimated(module, context.task, context.seed, options.bn_samples)
     kept, lost = constraints.sliced(state.constraints, tidy(module))
     left = sum(len(units[n].scores) - count for n, count in counts.items())
-    total = sum(first[name] for name in units)
+    total = sum(goal.first[name] for name in units)
     return state.replaced(
         module,
         constraints=kept,
@@ -292,20 +299,29 @@ def _pruned(
     )
 
 
+def _refuse_nothing(units: dict[str, Layer], options: Options) -> None:
+    widest = max(len(layer.scores) * layer.channels for layer in units.values())
+    limits = f"max_ratio {options.max_ratio:g} and round_to {options.round_to}"
+    raise UsageError(
+        f"{'round_to' if options.round_to > 1 else 'ratio'}: nothing is left to prune with {limits}:"
+        f" the widest layer has {widest} channels.",
+        hint="Choose a smaller round_to or a larger ratio.",
+    )
+
+
 def _counts(
     module: nn.Module,
     units: dict[str, Layer],
     options: Options,
     context: Context,
-    share: float,
-    budget: pruning_loop.Budget | None,
+    goal: _Goal,
 ) -> dict[str, int]:
     """How many units of each group go: by ratio, or as few as fit the budget."""
     from compressors import selecting
 
-    together = options.across_layers
+    together, budget = options.across_layers, goal.budget
     if budget is None:
-        ratio = (0.5 if options.ratio is None else options.ratio) * share
+        ratio = (0.5 if options.ratio is None else options.ratio) * goal.share
         return selecting.by_ratio(units, ratio, together=together, max_ratio=options.max_ratio)
     names = selecting.order(units, together=together)
 
