@@ -91,7 +91,8 @@ class Graph:
         if heads is not None:
             kind, units = "heads", units.reshape(heads.count, -1)
         else:
-            units = units.reshape(self._ties(found), -1).T
+            ties = self._ties(found)
+            units = units.reshape(ties if size % ties == 0 else 1, -1).T
         members = sorted(self._members(found), key=lambda member: (member.name, member.role))
         return Group(name=self._names[root], kind=kind, units=units, members=tuple(members))
 
@@ -100,10 +101,8 @@ class Graph:
         most = 1
         for item in found:
             layer, out = item.dep.target.module, self._graph.is_out_channel_pruning_fn(item.dep.handler)
-            if isinstance(layer, _ConvNd) and layer.groups > 1 and layer.groups != layer.out_channels:
-                most = max(most, layer.groups)
-            elif isinstance(layer, nn.GroupNorm) and out:
-                most = max(most, layer.num_groups)
+            if _parts(layer) > 1 and (out or isinstance(layer, _ConvNd)):
+                most = max(most, _parts(layer))
         return most
 
     def _members(self, found: Any) -> Iterator[Member]:
@@ -139,18 +138,20 @@ class Graph:
             return "it feeds an attention whose heads are not known"
         if group.kind == "heads" and not self._heads_alone(found, group):
             return "its attention has other layers between the heads and their projections"
-        if group.size % len(group.units):
-            return "its channels do not split evenly"
+        for member in group.members:
+            parts = _parts(member.layer)
+            if parts > 1 and (len(member.channels) != _width(member) or group.size % parts):
+                return f"{member.name} joins it with other channels in {parts} groups"
         return None
 
     def _heads_alone(self, found: Any, group: Group) -> bool:
         """Whether the channels are those of one attention: made by its projections, read by linear layers."""
-        (attention,) = {self._heads[m] for m in _outs(self._graph, found) if m in self._heads} or (None,)
+        attentions = [self._heads[m] for m in _outs(self._graph, found) if m in self._heads]
         makers = {member.layer for member in group.members if member.role == "out"}
         readers = [member.layer for member in group.members if member.role == "in"]
         return (
-            attention is not None
-            and makers == set(attention.projections)
+            len(attentions) == 1
+            and makers == set(attentions[0].projections)
             and bool(readers)
             and all(isinstance(layer, nn.Linear) for layer in readers)
             and all(torch.equal(member.channels, member.roots) for member in group.members)
@@ -181,6 +182,20 @@ class Graph:
 
 def _outs(graph: Any, found: Any) -> list[nn.Module]:
     return [i.dep.target.module for i in found if graph.is_out_channel_pruning_fn(i.dep.handler)]
+
+
+def _parts(layer: nn.Module) -> int:
+    """In how many groups a layer works that must stay equally wide; 1 for a depthwise convolution."""
+    if isinstance(layer, _ConvNd):
+        return 1 if layer.groups == layer.out_channels else layer.groups
+    return layer.num_groups if isinstance(layer, nn.GroupNorm) else 1
+
+
+def _width(member: Member) -> int:
+    layer = member.layer
+    if isinstance(layer, _ConvNd):
+        return layer.out_channels if member.role == "out" else layer.in_channels
+    return layer.num_channels if isinstance(layer, nn.GroupNorm) else len(member.channels)
 
 
 def _is_attention(name: str) -> bool:

@@ -18,6 +18,11 @@ class Layer:
     channels: int = 1
     round_to: int = 1
 
+    @property
+    def step(self) -> int:
+        """Units that *round_to* lets go or stay together."""
+        return self.round_to // math.gcd(self.round_to, self.channels)
+
     def lowest(self, count: int) -> list[int]:
         """The *count* units with the lowest scores; of equal ones the first."""
         return sorted(self.scores.argsort(stable=True)[:count].tolist())
@@ -32,10 +37,9 @@ class Layer:
             return 0
         now = len(self.scores)
         least = max(1, math.ceil(self.first * (1 - max_ratio) - 1e-9))
-        step = self.round_to // math.gcd(self.round_to, self.channels)  # units
         left = max(now - count, least)
-        down = left - left % step
-        left = down if down >= least else math.ceil(least / step) * step
+        down = left - left % self.step
+        left = down if down >= least else math.ceil(least / self.step) * self.step
         return max(0, now - left)
 
 
@@ -107,3 +111,21 @@ def fewest(most: int, fits: Callable[[int], bool]) -> int | None:
         else:
             low = middle + 1
     return high
+
+
+def filled(
+    layers: Layers, gone: Mapping[str, int], names: list[str], fits: Callable[[Mapping[str, int]], bool]
+) -> dict[str, int]:
+    """
+    *gone* without the units that need not go: afterwards no unit can come back and the model still *fits*.
+
+    Layers are tried in the reverse order of *names*, so that the last to go is the first to come back.
+    """
+    found = dict(gone)
+    for name in dict.fromkeys(reversed(names)):
+        while 0 < layers[name].step <= found[name]:
+            more = {**found, name: found[name] - layers[name].step}
+            if not fits(more):
+                break
+            found = more
+    return found

@@ -13,6 +13,8 @@ from harness.core.errors import NotApplicable, UsageError
 from harness.core.types import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from compressors import pruning_loop
@@ -96,7 +98,10 @@ class Options(shared.PassOptions):
         default=(),
         description="layers to cut by name, pattern (features.*), re:expression or type; none: all",
     )
-    exclude: tuple[str, ...] = Field(default=(), description="layers that stay whole, named like include")
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="layers that keep all channels, named like include; so do those tied to them by a sum",
+    )
     samples: int = Field(
         default=512, ge=1, le=10_000_000, description="samples that gradients and features are taken from"
     )
@@ -328,19 +333,22 @@ def _counts(
     def counts(number: int) -> dict[str, int]:
         return selecting.counted(units, names, number, options.max_ratio)
 
-    def smaller(number: int) -> nn.Module:
+    def smaller(gone: Mapping[str, int]) -> nn.Module:
         graph = _graph(module, options, context)
-        return graph.cut({name: units[name].lowest(n) for name, n in counts(number).items()}).eval()
+        return graph.cut({name: units[name].lowest(n) for name, n in gone.items()}).eval()
 
-    found = selecting.fewest(len(names), lambda number: budget.fits(smaller(number), context.task))
+    def fits(gone: Mapping[str, int]) -> bool:
+        return budget.fits(smaller(gone), context.task)
+
+    found = selecting.fewest(len(names), lambda number: fits(counts(number)))
     if found is None:
-        least = budget.cost(smaller(len(names)), context.task)
+        least = budget.cost(smaller(counts(len(names))), context.task)
         raise UsageError(
             f"{budget.option}: {budget.most:,} cannot be reached: with max_ratio {options.max_ratio:g} and"
             f" round_to {options.round_to} the smallest model has {least:,}.",
             hint="Choose a larger share, a larger max_ratio, or prune more layers.",
         )
-    return counts(found)
+    return selecting.filled(units, counts(found), [*names, *names[:found]], fits)
 
 
 def _trained(state: State, options: Options, context: Context, *, last: bool) -> State:

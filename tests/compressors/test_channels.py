@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -149,6 +149,18 @@ def test_counts_by_hand() -> None:
     assert selecting.fewest(9, lambda n: n > 9) is None
 
 
+def test_what_need_not_go_comes_back() -> None:
+    """A unit of a costs 2, one of b 5, 12 may stay; one of each does (7): back comes one of b or two of a."""
+    units = {n: selecting.Layer(scores=torch.rand(4), first=4) for n in ("a", "b")}
+
+    def fits(gone: Mapping[str, int]) -> bool:
+        return 2 * (4 - gone["a"]) + 5 * (4 - gone["b"]) <= 12
+
+    names = ["a", "b", "a", "b", "a", "b"]
+    assert selecting.filled(units, {"a": 3, "b": 3}, names, fits) == {"a": 3, "b": 2}
+    assert selecting.filled(units, {"a": 3, "b": 3}, [*names, "a"], fits) == {"a": 1, "b": 3}
+
+
 @pytest.mark.parametrize(
     ("now", "gone", "round_to", "most", "expected"),
     [
@@ -259,3 +271,36 @@ def test_tied_layers_stay_whole() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     module[2].weight = module[0].weight
     assert graph_of(module, 4).groups == {}
+
+
+def test_eager_attention_has_the_same_heads() -> None:
+    """Matrix products and a softmax in the place of one fused operation."""
+    model = trained("encoder")
+    module: Any = model.task.model().eval()
+    names = [graph_of(module, 1, 8, 8).groups.keys()]
+    module.vit.config._attn_implementation = "eager"
+    names.append(graph_of(module, 1, 8, 8).groups.keys())
+    assert names[0] == names[1]
+
+
+def test_group_norm_over_joined_channels_keeps_them_whole() -> None:
+    """A group of the norm must keep its own channels; over one layer's channels each loses the same."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 8, 3), nn.Conv2d(1, 8, 3)
+            self.joined, self.third = nn.GroupNorm(4, 16), nn.Conv2d(16, 8, 3)
+            self.norm, self.head = nn.GroupNorm(2, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.joined(torch.cat([self.one(x), self.two(x)], 1))
+            result: Tensor = self.head(self.norm(self.third(x)).mean((2, 3)))
+            return result
+
+    graph = graph_of(Normed().eval(), 1, 8, 8)
+    assert {name: group.units.tolist() for name, group in graph.groups.items()} == {
+        "third": [[0, 4], [1, 5], [2, 6], [3, 7]]
+    }
+    assert graph.whole["one"] == "joined joins it with other channels in 4 groups"
+    assert graph.cut({"third": [0]})(torch.rand(2, 1, 8, 8)).shape == (2, 2)
