@@ -16,7 +16,7 @@ scp's time / ours; the median of these is judged, which one disturbed round does
 slow link (with 16 MiB) and over a long one (200 files): a proxy on loopback, and fewer rounds.
 
 Must hold: the big file at 0.8 × scp's throughput or more, 200 files in less time than scp, everywhere. Exit
-code 1 when one is missed, 2 without scp. It takes about 3 minutes on two busy cores.
+code 1 when one is missed, 2 without scp. It takes 3 to 5 minutes on two busy cores.
 """
 
 from __future__ import annotations
