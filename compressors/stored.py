@@ -175,8 +175,8 @@ def _module(name: str, task: Task) -> Any:
 def _is_known(name: str, task: Task) -> bool:
     """Whether *name* is a module of a library of models, or one that the task's file brought."""
     root = name.split(".", maxsplit=1)[0]
-    file = getattr(sys.modules.get(name), "__file__", None)
-    return root in LIBRARIES or (file is not None and Path(file).is_relative_to(task.path.parent))
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or task.path.parent / f"{name}.py")
+    return root in LIBRARIES or (file.is_file() and file.is_relative_to(task.path.parent))
 
 
 def _is_part(value: object, task: Task) -> bool:

@@ -72,6 +72,7 @@ HEAVY |= {
     "torch_pruning",
     "tensorly",
     "transformers",
+    "optuna",
 }
 MAY_BE_HEAVY = ("compressors.passes", "compressors.formats", "compressors.tasks")
 MAX_LINES = 400
