@@ -5,7 +5,7 @@ BIN := .venv/bin
 EDGEBENCH := $(BIN)/edgebench
 SHELL := /bin/bash
 
-.PHONY: setup demo test lint benchmark-fidelity benchmark-small clean
+.PHONY: setup demo test test-devices lint benchmark-fidelity benchmark-small benchmark-push clean
 
 setup: .venv/.ready
 
@@ -32,12 +32,20 @@ lint: .venv/.ready-dev
 test: lint
 	$(BIN)/pytest -n 2 --dist loadgroup tests
 
+# Faults, arm userlands and an arm64 machine; as root on Debian, and skipped with the reason elsewhere.
+test-devices: .venv/.ready-dev
+	tests/devices/packages.sh
+	$(BIN)/pytest -m devices -n 3 --dist loadgroup tests/devices
+
 # What the agents add to the bare runtimes, and what the shipped recipes save over five seeds.
 benchmark-fidelity: .venv/.ready-dev
 	$(BIN)/python benchmarks/fidelity.py
 
 benchmark-small: .venv/.ready-dev
 	$(BIN)/python benchmarks/small.py
+
+benchmark-push: .venv/.ready-dev
+	$(BIN)/python benchmarks/push.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

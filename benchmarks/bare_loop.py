@@ -55,9 +55,29 @@ def tflite(path: str, threads: int) -> Callable[[], object]:
     return invoke
 
 
+def tflite_compiled(path: str, threads: int) -> Callable[[], object]:
+    """The same kernels by LiteRT's CompiledModel, called as benchmark_litert_model does."""
+    import numpy as np
+    from ai_edge_litert import compiled_model as lib
+
+    cpu = lib.CpuOptions(num_threads=threads)
+    options = lib.Options(hardware_accelerators=lib.HardwareAccelerator.CPU, cpu_options=cpu)
+    model = lib.CompiledModel.from_file(path, options=options)
+    key = next(iter(model.get_signature_list()))
+    details = model.get_input_tensor_details(key)
+    given = {name: model.create_input_buffer_by_name(key, name) for name in details}
+    found = {
+        name: model.create_output_buffer_by_name(key, name) for name in model.get_output_tensor_details(key)
+    }
+    for name, buffer in given.items():
+        buffer.write(np.random.default_rng(0).standard_normal(details[name]["shape"], np.float32))
+    return lambda: model.run_by_name(key, given, found)
+
+
 def main(runtime: str, path: str, threads: str, warmup_s: str, seconds: str) -> None:
     """Warm up, then time every call for that long."""
-    run = {"onnx": onnx, "onnx_run": onnx_run, "tflite": tflite}[runtime](path, int(threads))
+    load = {"onnx": onnx, "onnx_run": onnx_run, "tflite": tflite, "tflite_compiled": tflite_compiled}[runtime]
+    run = load(path, int(threads))
     end = time.perf_counter() + float(warmup_s)
     while time.perf_counter() < end:
         run()

@@ -69,17 +69,18 @@ def explained(what: str, package: str, *, did: str = "export") -> Iterator[None]
     except Exception as error:
         if isinstance(error, OSError) and cache.is_full(error):
             raise  # the model is not at fault
-        for cause in _chain(error):
+        for cause in chain(error):
             operators = missing_operators(str(cause))
             if operators:
                 raise unsupported(what, operators) from error
-        root = list(_chain(error))[-1]
+        root = list(chain(error))[-1]
         raise CellError(
             "export_failed", f"{what} could not {did} the model: {first_sentence(root)}."
         ) from error
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """*error*, what it came from, what that came from, and so on."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -24,7 +24,7 @@ def compare(reference: Sequence[Sample], found: Sequence[Sample], *, classifier:
     The distance of *found* from *reference* over all samples: that of the output that is furthest off.
 
     Outputs are compared one by one, so that a large right one never hides a small wrong one. Another
-    number of outputs, another shape or another dtype is as far off as can be.
+    number of outputs, another shape or another dtype is as far off as can be (see require_signature).
     """
     if not found or _signatures(reference) != _signatures(found):
         return Parity(max_abs=math.inf, cosine=0.0, sqnr_db=-CAP_DB, top1_agreement=None, samples=len(found))
@@ -68,8 +68,9 @@ def _distance(wanted: NDArray[Any], got: NDArray[Any]) -> _Distance:
     )
 
 
-def _signatures(samples: Sequence[Sample]) -> list[list[tuple[tuple[int, ...], str]]]:
-    return [[(tuple(array.shape), array.dtype.name) for array in sample] for sample in samples]
+def _signatures(samples: Sequence[Sample]) -> list[str]:
+    """The outputs of each sample for people: ``float32[1, 10], int64[1]``."""
+    return [", ".join(f"{array.dtype.name}{list(array.shape)}" for array in sample) for sample in samples]
 
 
 def sqnr_db(signal: NDArray[Any], error: NDArray[Any]) -> float:
@@ -124,6 +125,16 @@ def bound(noise: Parity | None) -> Bound:
         sqnr_db=max(INTEGER_FLOOR_DB, min(INTEGER_MIN_DB, noise.sqnr_db - 3)),
         agreement=min(MIN_AGREEMENT["integer"], own_agreement - 0.05),
     )
+
+
+def require_signature(reference: Sequence[Sample], found: Sequence[Sample], *, runtime: str) -> None:
+    """Refuse a file whose outputs have another number, shape or dtype: CellError wrong_output."""
+    for wanted, got in zip(_signatures(reference), _signatures(found), strict=True):
+        if got != wanted:
+            raise CellError(
+                "wrong_output",
+                f"In {runtime} the file gives {got or 'no output'}, where the model gives {wanted}.",
+            )
 
 
 def require(parity: Parity, wanted: Bound, *, runtime: str) -> None:

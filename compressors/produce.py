@@ -128,11 +128,20 @@ def _export(
 ) -> Artifact:
     """Write the file and its check file into *folder*; paths in the result are relative to it."""
     request, path = built.request, folder / cache.file_name(built.request, format)
-    module.export(built.state, built.task.example_inputs(), path)
+    try:
+        module.export(built.state, built.task.example_inputs(), path)
+    except CellError as error:
+        where = task.user_line(built.task.path, error)
+        if where is None:
+            raise
+        place = Path(where).name  # this is stored, and the task may move
+        why = f"{error.message.rstrip('.')} (at {place})."
+        raise CellError(error.status, why, hint=error.hint) from error
     report(Progress(stage=f"verify {format}"))
     with exporting.explained(module.RUNTIME, format, did="run"):
         inputs, outputs = module.signature(path)
         found = list(module.outputs(path, built.samples))
+    parity.require_signature(built.reference, found, runtime=module.RUNTIME)
     measured = parity.compare(built.reference, found, classifier=built.classifier)
     parity.require(measured, built.bound, runtime=module.RUNTIME)
     with exporting.explained(module.RUNTIME, format, did="run"):

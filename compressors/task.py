@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from compressors import source
+from compressors import exporting, source
 from compressors.options import Training, option_error
 from harness.core import plugins
 from harness.core.errors import EdgebenchError, UsageError
@@ -261,13 +261,26 @@ def _guarded(path: Path, name: str, function: Callable[..., Any]) -> Callable[..
 
 
 def user_error(path: Path, name: str, error: BaseException) -> UsageError:
-    """What a user's function raised, as one sentence with the last line of that file that was running."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
-    line = lines[-1] if lines else getattr(error, "lineno", None)
-    where = f"{path}:{line}" if line else str(path)
+    """What a user's function raised, as one sentence with the user's last line that was running."""
+    line = getattr(error, "lineno", None)
+    where = user_line(path, error) or (f"{path}:{line}" if line else str(path))
     text = " ".join(str(error).split())
     what = {"import": "importing it", "the model's forward": name}.get(name, f"{name}()")
     return UsageError(f"{where}: {what} raised {type(error).__name__}{f': {text}' if text else ''}")
+
+
+def user_line(path: Path, error: BaseException) -> str | None:
+    """
+    ``file:line`` of the user's code that *error* came through, the last call; None if it came through none.
+
+    That is a line of the task file, or else of a module that it imports from beside it.
+    """
+    for files in ([path], source.siblings(path)):
+        for cause in exporting.chain(error):
+            for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+                if Path(frame.filename) in files:
+                    return f"{frame.filename}:{frame.lineno}"
+    return None
 
 
 def _kind(value: object) -> str:

@@ -223,7 +223,7 @@ def _following(guide: nn.Module, moving: float) -> Any:
         assert isinstance(pupil, Watched)
         for old, new in zip(guide.parameters(), pupil.model.parameters(), strict=True):
             old.lerp_(new, 1 - moving)
-        for old, new in zip(guide.buffers(), pupil.model.buffers(), strict=True):
-            old.copy_(new)
+        for kept, found in zip(guide.buffers(), pupil.model.buffers(), strict=True):
+            kept.copy_(found)
 
     return follow

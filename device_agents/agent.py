@@ -7,7 +7,6 @@ import glob
 import json
 import math
 import os
-import platform
 import re
 import resource
 import sys
@@ -346,46 +345,16 @@ def state():
     return {**found, **absent}
 
 
-def probe(wire):
-    """The fingerprint of this device and the runtimes that are installed; imports none of them."""
-    wire.hello(runtime=None, version=None)
-    cpu, text = table("/proc/cpuinfo"), read("/proc/cpuinfo")
-    dmi = [read("/sys/class/dmi/id/" + name) for name in ("sys_vendor", "product_name")]
-    model = read("/sys/firmware/devicetree/base/model") or " ".join(filter(None, dmi))
-    keys = ("CPU implementer", "CPU part") if "CPU part" in cpu else ("vendor_id", "cpu family", "model")
-    ids = {"/".join(found) for found in zip(*(re.findall(key + r"\t*: (.*)", text) for key in keys))}
-    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
-    wire.fact("model", model or None, "no device tree and no DMI")
-    wire.fact("cpu_model", cpu.get("model name"), "/proc/cpuinfo gives no model name")
-    wire.fact("cpu_ids", sorted(ids) or None, "/proc/cpuinfo gives no ids")
-    kernels_choose_by = re.compile(r"sse4_2|avx|amx|fma|f16c|neon|asimd|fphp|i8mm|bf16|sve|sme2?$")
-    wire.fact("isa", sorted(filter(kernels_choose_by.match, flags)))
-    wire.fact("arch", platform.machine())
-    wire.fact("cores", os.cpu_count())
-    wire.fact("cpus_allowed", len(os.sched_getaffinity(0)))
-    wire.fact("memory_total_bytes", int(table("/proc/meminfo")["MemTotal"].split()[0]) * 1024)
-    wire.fact("page_bytes", os.sysconf("SC_PAGE_SIZE"))
-    wire.fact("kernel", platform.release())
-    wire.fact("os", table("/etc/os-release", "=").get("PRETTY_NAME"), "no /etc/os-release")
-    wire.fact("libc", " ".join(platform.libc_ver()).strip() or None)
-    wire.fact("python", platform.python_version())
-    wire.fact("governors", files(STATE["frequencies_hz"][0][:-8] + "governor") or None, "no cpufreq")
-    wire.fact("virtualization", (dmi[0] or "a hypervisor") if "hypervisor" in flags else None, "none visible")
-    wire.fact("runtimes", {name: installed(modules)[1] for name, _, _, modules in ENGINES.values()})
-
-
 def main(argv):
     """Every failure becomes an event; its traceback goes to stderr."""
     wire = Wire()
     try:
         args = dict(item.partition("=")[::2] for item in argv)
         mode = args.pop("mode", None)
-        if mode == "probe" and not args:
-            probe(wire)
-        elif mode in ("latency", "memory") and set(args) == set(ARGUMENTS):
+        if mode in ("latency", "memory") and set(args) == set(ARGUMENTS):
             measure(wire, mode, {name: kind(args[name]) for name, kind in ARGUMENTS.items()})
         else:
-            raise ValueError("expected mode=probe, or mode=latency or memory with " + ", ".join(ARGUMENTS))
+            raise ValueError("expected mode=latency or memory with " + ", ".join(ARGUMENTS))
     except Exception as error:
         sys.excepthook(*sys.exc_info())
         status = "out_of_memory" if NO_MEMORY.search(repr(error)) else "agent_failed"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness import metrics
-from harness.core import stats
+from harness.core import fingerprint, stats
 from harness.core.errors import UsageError
 from harness.core.types import Cell, Record
 
@@ -29,9 +29,6 @@ Verdict = Literal["better", "same", "worse", "unclear"]
 
 #: What counts as a real change, by default: 3 %.
 TOLERANCE = 0.03
-
-#: Not a fact of the device but words about absent ones.
-WORDS = frozenset({"reasons"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +97,7 @@ def differences(base: Record, candidate: Record) -> Iterator[str]:
         ("the input size", _shapes(base), _shapes(candidate)),
         ("the quick mark", base.plan.quick, candidate.plan.quick),
     ]
-    for fact in sorted({*base.device, *candidate.device} - WORDS):
+    for fact in fingerprint.differences(base.device, candidate.device):
         pairs.append((f"the device's {fact}", base.device.get(fact), candidate.device.get(fact)))
     for fact, left, right in pairs:
         if left != right:

@@ -6,18 +6,25 @@ import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from harness import yaml_lines
-from harness.core import plugins
+from harness.core import cpu_list, plugins
 from harness.core.errors import UsageError
 from harness.core.types import Device, Recipe, Step
 
 TRANSPORTS = "harness.transports"
 PASSES = "compressors.passes"
 RECIPES = plugins.ROOT / "compressors" / "recipes"
+#: Common keys of a device that are set there while it is used, and put back.
+SETTINGS = ("governor", "power_mode", "clocks", "affinity")
+LONGEST_NAME = 64  # of a device: it is part of file names
+
+
+def _cpus(text: str) -> str:
+    return cpu_list.text(cpu_list.parse(text))
 
 
 class _Fleet(BaseModel):
@@ -25,10 +32,21 @@ class _Fleet(BaseModel):
     devices: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
+_Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
+
+
 class _Device(BaseModel):
     model_config = ConfigDict(extra="forbid")
     transport: str
     tags: tuple[str, ...] = ()
+    emulated: bool = False
+    governor: _Word | None = None
+    power_mode: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")] | None = (
+        None
+    )
+    clocks: Literal["max"] | None = None
+    affinity: Annotated[str, AfterValidator(_cpus)] | None = None
+    sudo: bool = False
 
 
 class _Recipe(BaseModel):
@@ -37,24 +55,31 @@ class _Recipe(BaseModel):
     steps: list[dict[str, dict[str, Any] | None] | str] = Field(default_factory=list)
 
 
-def load_devices(path: Path | None) -> dict[str, Device]:
+def load_devices(path: Path | None, *, this_machine: bool = True) -> dict[str, Device]:
     """
     The fleet of *path* (None: ``devices.yaml`` here, if there is one), by name.
 
-    This machine is always there as ``local``, whether the file names it or not.
+    This machine is there as ``local``, whether the file names it or not, unless *this_machine* is False:
+    then there is what the file names.
     """
-    fleet = {"local": Device(name="local", transport="local")}
+    fleet = {"local": Device(name="local", transport="local")} if this_machine else {}
     if path is None:
         path = Path("devices.yaml")
         if not path.exists():
             return fleet
     document = yaml_lines.read(path)
     entries = yaml_lines.validate(_Fleet, document, (), document.data).devices
-    return fleet | {name: _device(document, name, entry) for name, entry in entries.items()}
+    named = {name: _device(document, name, entry) for name, entry in entries.items()}
+    return fleet | {name: _placed(document, device, named) for name, device in named.items()}
 
 
 def _device(document: yaml_lines.Document, name: str, entry: Mapping[str, Any]) -> Device:
     key = ("devices", name)
+    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise UsageError(
+            f"{document.at(key)}: {name[:LONGEST_NAME]!r} cannot be a device's name.",
+            hint=f"Use 1 to {LONGEST_NAME} characters on one line, best letters, digits and . _ - only.",
+        )
     if "transport" not in entry:
         if close := difflib.get_close_matches("transport", entry, n=1):
             where = document.at((*key, close[0]))
@@ -69,15 +94,45 @@ def _device(document: yaml_lines.Document, name: str, entry: Mapping[str, Any]) 
         raise UsageError(f"{document.at((*key, 'transport'))}: {error.message}", hint=error.hint) from error
     schema: type[Any] = type("Entry", (_Device, transport.Options), {})  # common keys and the transport's own
     valid: Any = yaml_lines.validate(schema, document, key, entry)
-    own = valid.model_dump(include=set(transport.Options.model_fields))
-    return Device(name=name, transport=valid.transport, tags=valid.tags, options=own)
+    asked = {setting: value for setting in SETTINGS if (value := getattr(valid, setting)) is not None}
+    return Device(
+        name=name,
+        transport=valid.transport,
+        tags=valid.tags,
+        options=valid.model_dump(include=set(transport.Options.model_fields)),
+        settings=asked | ({"sudo": True} if valid.sudo else {}),
+        emulated=valid.emulated,
+    )
+
+
+def _placed(document: yaml_lines.Document, device: Device, named: Mapping[str, Device]) -> Device:
+    """*device* with the hosts that it is behind (``via: NAME``), if its transport can go through others."""
+    with_hops = getattr(plugins.load(TRANSPORTS, device.transport), "with_hops", None)
+    if with_hops is None:
+        return device
+    try:
+        placed: Device = with_hops(device, named)
+    except UsageError as error:
+        where = document.at(("devices", device.name, "via"))
+        raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
+    return placed
+
+
+def device_called(fleet: Mapping[str, Device], name: str) -> Device:
+    """The device of exactly this name."""
+    if name not in fleet:
+        raise plugins.unknown("device", name, fleet)
+    return fleet[name]
 
 
 def select_devices(fleet: Mapping[str, Device], patterns: Sequence[str]) -> list[Device]:
     """The devices that *patterns* name (names, globs or tags), in the order asked for, each once."""
     chosen: dict[str, Device] = {}
     for pattern in patterns:
-        found = [d for d in fleet.values() if fnmatch.fnmatch(d.name, pattern) or pattern in d.tags]
+        found = [fleet[pattern]] if pattern in fleet else []  # a name may look like a glob
+        found = found or [
+            d for d in fleet.values() if fnmatch.fnmatchcase(d.name, pattern) or pattern in d.tags
+        ]
         if not found:
             raise plugins.unknown("device", pattern, fleet)
         chosen |= {device.name: device for device in found}

@@ -9,21 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness import retrying
+from harness.core import fingerprint
 from harness.core.codec import SCHEMA
-from harness.core.errors import CellError, DeviceError, UsageError
+from harness.core.errors import CellError, DeviceError, SupervisorError, UsageError
 from harness.core.types import (
     Artifact,
     BlockKind,
     Cell,
     Device,
     Failure,
+    Incident,
     Job,
     Plan,
     Progress,
     Record,
     Status,
 )
-from harness.session import Session, open_session
+from harness.session import Conduct, Session, open_session
 from harness.store import RunFolder, utc_now
 
 
@@ -34,6 +37,9 @@ class Slot:
     record: int  # index into the device's records
     kind: BlockKind
     index: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.index + 1}"
 
 
 def schedule(cells: int, plan: Plan) -> list[Slot]:
@@ -80,13 +86,18 @@ def new_record(
 
 
 def measure(
-    device: Device, records: Sequence[Record], folder: RunFolder, report: Callable[[Progress], None]
+    device: Device,
+    records: Sequence[Record],
+    folder: RunFolder,
+    report: Callable[[Progress], None],
+    conduct: Conduct | None = None,
 ) -> list[Record]:
     """
     Measure the cells of *records* on *device* and store each record after every block.
 
     Blocks that a record already has are not run again. A cell that fails gets its typed reason and the
-    others go on; a device that cannot be reached gives every open cell that reason.
+    others go on; a device that cannot be reached, or that somebody else holds, gives every open cell that
+    reason.
     """
     current = list(records)
 
@@ -97,16 +108,26 @@ def measure(
     todo = [i for i, record in enumerate(current) if record.status == "interrupted"]
     if not todo:
         return current
+    conduct = conduct or Conduct()
     try:
-        with open_session(device) as session:
+        with open_session(device, conduct) as session:
             for index in todo:
                 keep(index, _attach(current[index], session))
             _run_blocks(session, current, keep, report)
-    except DeviceError as error:
+    except (DeviceError, CellError) as error:
+        conduct.check()  # a device that was let go of because the user wants to stop is not lost
+        status = _status(error)
         for index in todo:
             if current[index].status == "interrupted":
-                keep(index, _failed(current[index], "lost_device", str(error)))
+                keep(index, _failed(current[index], status, str(error)))
     return current
+
+
+def _status(error: DeviceError | CellError) -> Status:
+    if isinstance(error, CellError):
+        return error.status
+    # A refusal of our own program there (no space, a read-only disk) comes from a device that is not lost.
+    return "not_ready" if isinstance(error, SupervisorError) else "lost_device"
 
 
 def _attach(record: Record, session: Session) -> Record:
@@ -122,13 +143,13 @@ def _attach(record: Record, session: Session) -> Record:
     if record.blocks:
         before = {**record.device, "runtime": record.runtime}
         now = {**session.facts, "runtime": runtime}
-        if changed := [name for name in before | now if before.get(name) != now.get(name)]:
+        if changed := fingerprint.differences(before, now):
             name = changed[0]
             raise UsageError(
                 f"{record.cell.id} was begun with another {name}: {before.get(name)}, now {now.get(name)}.",
                 hint="Start the run again under a new name.",
             )
-    return replace(record, device=session.facts, runtime=runtime)
+    return replace(record, device=dict(session.facts), runtime=runtime)
 
 
 def sha256_of(path: str) -> str | None:
@@ -152,10 +173,15 @@ def _run_blocks(
     for number, slot in enumerate(slots):
         record = current[slot.record]
         cell = record.cell
-        note = f"{cell.recipe} {cell.format} {cell.threads} thread(s), {slot.kind} block {slot.index + 1}"
+        note = f"{cell.recipe} {cell.format} {cell.threads} thread(s), block {slot}"
         report(Progress(stage=stage, done=number, total=len(slots), note=note))
-        if record.status == "interrupted":
-            keep(slot.record, _run_block(session, record, slot))
+        if record.status != "interrupted":
+            continue
+        incidents: list[Incident] = []
+        try:
+            record = _run_block(session, record, slot, incidents)
+        finally:  # also where the device is lost for good: what was tried is told
+            keep(slot.record, _with_incidents(record, incidents, session, slot))
     report(Progress(stage=stage, done=len(slots), total=len(slots), note=""))
 
 
@@ -163,9 +189,15 @@ def _has(record: Record, slot: Slot) -> bool:
     return any(block.kind == slot.kind and block.index == slot.index for block in record.blocks)
 
 
-def _run_block(session: Session, record: Record, slot: Slot) -> Record:
+def _run_block(session: Session, record: Record, slot: Slot, incidents: list[Incident]) -> Record:
+    """The record with one block more, or failed; what went wrong and was tried again is in *incidents*."""
     try:
-        block = session.run(_job(session, record, slot.kind), slot.index)
+        block = retrying.until_done(
+            lambda: session.run(_job(session, record, slot.kind), slot.index),
+            mend=session.reconnect,
+            block=str(slot),
+            incidents=incidents,
+        )
     except CellError as error:
         return _failed(record, error.status, str(error))
     blocks = (*record.blocks, block)
@@ -173,6 +205,14 @@ def _run_block(session: Session, record: Record, slot: Slot) -> Record:
     if len(blocks) == wanted:
         return replace(record, blocks=blocks, status="measured", reason=None)
     return replace(record, blocks=blocks, reason=f"stopped after {len(blocks)} of {wanted} blocks")
+
+
+def _with_incidents(record: Record, tried: Sequence[Incident], session: Session, slot: Slot) -> Record:
+    healed = [
+        Incident(kind="reconnected", utc=utc_now(), block=str(slot), text=text)
+        for text in session.incidents()
+    ]
+    return replace(record, incidents=(*record.incidents, *tried, *healed))
 
 
 def _job(session: Session, record: Record, kind: BlockKind) -> Job:
@@ -199,6 +239,21 @@ def _job(session: Session, record: Record, kind: BlockKind) -> Job:
 
 def _failed(record: Record, status: Status, reason: str) -> Record:
     return replace(record, status=status, reason=reason)
+
+
+def summary(device: Device, records: Sequence[Record]) -> str:
+    """What came of a device, in one line: ``pi5: measured 9 of 12 cells; 3 lost_device: It is off.``"""
+    measured = sum(record.status == "measured" for record in records)
+    parts = [f"{device.name}: measured {measured} of {len(records)} cells"]
+    failed: dict[tuple[str, str], int] = {}
+    for record in records:
+        if record.status != "measured":
+            key = (record.status, record.reason or "")
+            failed[key] = failed.get(key, 0) + 1
+    parts += [f"{count} {status}: {reason}" for (status, reason), count in failed.items()]
+    if again := sum(len(record.incidents) for record in records):
+        parts.append(f"{again} of its troubles passed")
+    return "; ".join(parts)
 
 
 def reopened(records: Iterable[Record]) -> list[Record]:

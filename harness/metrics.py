@@ -93,6 +93,8 @@ class Row:
 METRICS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Row) if f.type == "Metric")
 #: Figures that are counted and not measured: they have no spread.
 EXACT = frozenset({"file_bytes", "gzip_bytes", "parameters", "nonzeros", "macs", "parity_sqnr_db"})
+#: Figures that are known once the file is built; all others come from blocks on the device.
+OF_THE_FILE = EXACT | {"score"}
 
 
 def rows(run: Run) -> tuple[Row, ...]:

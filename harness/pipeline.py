@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from harness.core.types import (
     RunInfo,
 )
 from harness.progress import Reporter
+from harness.session import Conduct
 from harness.store import RunFolder
 
 #: What a record says of the host: these decide what a file contains or how it is driven.
@@ -65,9 +66,20 @@ class Request:
 
 
 def bench(
-    request: Request, devices: Sequence[Device], *, results: Path, name: str, cache: Path, show: Reporter
+    request: Request,
+    devices: Sequence[Device],
+    *,
+    results: Path,
+    name: str,
+    cache: Path,
+    show: Reporter,
+    wait_s: float = 0.0,
 ) -> RunFolder:
-    """Build what is missing, measure every cell on every device, keep one record per cell."""
+    """
+    Build what is missing, measure every cell on every device, keep one record per cell.
+
+    A device that somebody else holds is waited for up to *wait_s*.
+    """
     opened = open_files(request, cache)  # bad files and recipes end here, before a folder is made
     recipes = load_recipes(request)
     cells = tuple(plan_cells(request, devices, recipes, list(opened)))
@@ -90,16 +102,19 @@ def bench(
         except UsageError:
             folder.discard()  # nothing was measured, and what was asked for cannot be
             raise
-        _measure_all(_open_records(info, files, folder), devices, folder, show)
+        _measure_all(_open_records(info, files, folder), devices, folder, show, wait_s)
     return folder
 
 
-def resume(folder: RunFolder, fleet: Mapping[str, Device], cache: Path, show: Reporter) -> None:
+def resume(
+    folder: RunFolder, fleet: Mapping[str, Device], cache: Path, show: Reporter, *, wait_s: float = 0.0
+) -> None:
     """Go on with a run: finished cells stay, open ones are measured from the block they stopped at."""
     with folder.locked():
         run = folder.read()
         request = codec.from_json(Request, run.info.request, where=f"{folder.path}: request")
-        devices = config.select_devices(fleet, list(dict.fromkeys(cell.device for cell in run.info.cells)))
+        names = list(dict.fromkeys(cell.device for cell in run.info.cells))
+        devices = [config.device_called(fleet, name) for name in names]
         records = list(run.records)
         if len(records) < len(run.info.cells):
             files = open_files(request, cache) | build_files(request, load_recipes(request), cache, show)
@@ -110,7 +125,7 @@ def resume(folder: RunFolder, fleet: Mapping[str, Device], cache: Path, show: Re
                     f"{record.artifact.path}, the file of {record.cell.id}, is gone or no longer the same.",
                     hint="Start the run again under a new name.",
                 )
-        _measure_all(measuring.reopened(records), devices, folder, show)
+        _measure_all(measuring.reopened(records), devices, folder, show, wait_s)
 
 
 def _open_records(
@@ -127,29 +142,55 @@ def _open_records(
 
 
 def _measure_all(
-    records: Sequence[Record], devices: Sequence[Device], folder: RunFolder, show: Reporter
+    records: Sequence[Record],
+    devices: Sequence[Device],
+    folder: RunFolder,
+    show: Reporter,
+    wait_s: float,
 ) -> None:
     """Devices in parallel, one worker each; the cells of a device one after the other."""
     groups = [[record for record in records if record.cell.device == device.name] for device in devices]
-    if len(devices) == 1:  # in this thread, so that Ctrl-C reaches it at once
-        measuring.measure(devices[0], groups[0], folder, show)
-        return
     stop = threading.Event()
 
-    def report(event: Progress) -> None:
+    def check() -> None:
         if stop.is_set():
             raise KeyboardInterrupt
+
+    def report(event: Progress) -> None:
+        check()
         show(event)
 
+    conduct = Conduct(run=folder.path.name, wait_s=wait_s, say=show.say, check=check)
+
+    def measure(device: Device, group: Sequence[Record]) -> None:
+        done = measuring.measure(device, group, folder, report, conduct)
+        if len(devices) > 1:
+            show.say(measuring.summary(device, done))
+
+    if len(devices) == 1:  # in this thread, so that Ctrl-C reaches it at once
+        measure(devices[0], groups[0])
+        return
     with ThreadPoolExecutor(max_workers=len(devices)) as pool:
-        pairs = zip(devices, groups, strict=True)
-        jobs = [pool.submit(measuring.measure, device, group, folder, report) for device, group in pairs]
+        jobs = [pool.submit(measure, *pair) for pair in zip(devices, groups, strict=True)]
         try:
-            for job in jobs:
+            for job in as_completed(jobs):
                 job.result()
-        except BaseException:
-            stop.set()  # each device ends its block, stores it and stops
+        except BaseException as error:
+            stop.set()  # each device ends its block, stores it, is put back and stops
+            if isinstance(error, KeyboardInterrupt):
+                show.say("Stopping: every device ends the block that it runs. Ctrl-C again: without that.")
+                _wait_or_abandon(jobs, conduct)
             raise
+
+
+def _wait_or_abandon(jobs: Sequence[Future[None]], conduct: Conduct) -> None:
+    """Until all *jobs* have stopped; a second Ctrl-C ends their blocks, and leaves the devices as found."""
+    try:
+        wait(jobs)
+    except KeyboardInterrupt:
+        for session in list(conduct.sessions):
+            session.abandon()
+        wait(jobs)
 
 
 def open_files(request: Request, cache: Path) -> dict[FileKey, Artifact | Failure]:

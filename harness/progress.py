@@ -55,11 +55,15 @@ def reporter() -> Iterator[Reporter]:
 def _bars(console: Console) -> Bars:
     return Bars(
         SpinnerColumn(),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=16, table_column=Column(min_width=16)),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
-        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn(
+            "{task.fields[note]}",
+            markup=False,
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
         console=console,
         transient=True,
         expand=True,
@@ -78,10 +82,10 @@ class _Terminal:
         self._bars.update(task, completed=event.done, total=event.total, note=event.note)
         if event.total is not None and event.done >= event.total:
             self._bars.remove_task(self._tasks.pop(event.stage))
-            self._bars.console.print(_line(event))
+            self.say(_line(event))
 
     def say(self, text: str) -> None:
-        self._bars.console.print(text)
+        self._bars.console.print(text, markup=False)
 
 
 class _Lines:

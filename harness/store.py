@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -29,13 +30,35 @@ def utc_now() -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write *text* beside *path*, flush it to the disk, then rename: readers see the old file or the new."""
+    """
+    Replace the file whole: at any moment, and after a crash or on a full disk, it is the old one or the new.
+
+    OSError, which names *path*, when it cannot be written; nothing is left beside it then.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # before the new name: a crash must not leave that name without content
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where its file system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder, and say this
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,8 @@ def validate(model: type[Model], document: Document, key: Key, data: Any) -> Mod
             text = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{where}: {name}: {text}.") from error
         found = f", found {first['input']!r}" if not isinstance(first["input"], dict) else ""
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         raise UsageError(f"{where}: {name}: {message}{found}.") from error
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
+from harness import config
 from harness.core import plugins
-from harness.core.types import FORMATS, FormatName, Run
+from harness.core.errors import UsageError
+from harness.core.types import FORMATS, Device, FormatName, Run
 
 PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -25,7 +28,10 @@ devices: Decorator = click.option(
     default=("local",),
     show_default=True,
     metavar="NAME",
-    help="A device, a glob or a tag; may be given again.",
+    help="A device, a glob ('pi*') or a tag; may be given again.",
+)
+everything: Decorator = click.option(
+    "--all", "everything", is_flag=True, help="Every device that the file names, in place of --device."
 )
 models: Decorator = click.option(
     "--model",
@@ -60,6 +66,21 @@ cache: Decorator = click.option(
     "--cache", type=PATH, help="Trained models and files.  [default: ~/.cache/edgebench]"
 )
 as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def chosen_devices(fleet: Path | None, patterns: Sequence[str], *, everything: bool) -> list[Device]:
+    """The devices of --device and --all; UsageError when nothing is meant."""
+    if not everything:
+        return config.select_devices(config.load_devices(fleet), patterns)
+    source = click.get_current_context().get_parameter_source("devices")
+    if source is not ParameterSource.DEFAULT:
+        raise UsageError("--all and --device do not go together.", hint="Leave one of them out.")
+    found = list(config.load_devices(fleet, this_machine=False).values())
+    if not found:
+        raise UsageError(
+            f"{fleet or 'devices.yaml'} names no device.", hint="Leave --all out for this machine."
+        )
+    return found
 
 
 def format_names(names: Sequence[str]) -> tuple[FormatName, ...]:

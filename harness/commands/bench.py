@@ -33,6 +33,7 @@ QUICK = Plan(blocks=3, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, me
 @click.command()
 @click.argument("files", nargs=-1, type=_options.PATH)
 @_options.devices
+@_options.everything
 @_options.fleet
 @_options.models
 @_options.recipes
@@ -45,16 +46,28 @@ QUICK = Plan(blocks=3, min_time_s=0.1, min_iterations=10, warmup_time_s=0.05, me
 @click.option("--blocks", type=click.IntRange(min=1), help="Fresh processes per cell.  [default: 6]")
 @click.option("--min-time", type=click.FloatRange(min=0.001), help="Seconds timed per block.  [default: 0.5]")
 @click.option("--min-iterations", type=click.IntRange(min=1), help="Inferences per block.  [default: 30]")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), help="Seconds until a block is ended.  [default: 120]"
+)
 @click.option("--quick", is_flag=True, help="A fast look: 3 short blocks; every record says so.")
 @_options.results
 @click.option("--run", "name", metavar="NAME", help="The run's name.  [default: time and model]")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, with the choices it had.")
+@click.option(
+    "--wait-for-device",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for a device that somebody else uses.  [default: 0]",
+)
 @_options.cache
 @_options.as_json
 def command(
     *,
     files: tuple[Path, ...],
     devices: tuple[str, ...],
+    everything: bool,
     fleet: Path | None,
     models: tuple[str, ...],
     recipes: tuple[str, ...],
@@ -65,10 +78,12 @@ def command(
     blocks: int | None,
     min_time: float | None,
     min_iterations: int | None,
+    timeout: float | None,
     quick: bool,
     results: Path,
     name: str | None,
     resume: str | None,
+    wait_s: float,
     cache: Path | None,
     as_json: bool,
 ) -> int:
@@ -78,14 +93,13 @@ def command(
     Give models (with --recipe and --format), or FILES (.onnx, .tflite, .pte) that were made elsewhere.
     Everything is stored under OUT/RUN as it is measured: Ctrl-C loses nothing, and --resume goes on.
     """
-    known = config.load_devices(fleet)
     cache = cache.absolute() if cache else cache_dir()
     with progress.reporter() as show:
         if resume:
             _refuse_choices()
             folder = store.find(results, resume)
             with _how_to_go_on(folder.path):
-                pipeline.resume(folder, known, cache, show)
+                pipeline.resume(folder, config.load_devices(fleet), cache, show, wait_s=wait_s)
         else:
             request = pipeline.Request(
                 models=models,
@@ -95,16 +109,24 @@ def command(
                 seeds=tuple(range(seeds)),
                 files=tuple(map(str, files)),
                 inputs=str(inputs) if inputs else None,
-                plan=_plan(quick, blocks, min_time, min_iterations),
+                plan=_plan(quick, blocks, min_time, min_iterations, timeout),
             )
-            chosen = config.select_devices(known, devices)
+            chosen = _options.chosen_devices(fleet, devices, everything=everything)
             name = name or store.default_name([Path(source).stem for source in (*models, *request.files)])
             with _how_to_go_on(results / name):
-                folder = pipeline.bench(request, chosen, results=results, name=name, cache=cache, show=show)
+                folder = pipeline.bench(
+                    request, chosen, results=results, name=name, cache=cache, show=show, wait_s=wait_s
+                )
     return _finish(folder, as_json=as_json)
 
 
-def _plan(quick: bool, blocks: int | None, min_time_s: float | None, min_iterations: int | None) -> Plan:
+def _plan(
+    quick: bool,
+    blocks: int | None,
+    min_time_s: float | None,
+    min_iterations: int | None,
+    timeout_s: float | None,
+) -> Plan:
     plan = QUICK if quick else Plan()
     if blocks is not None:
         plan = replace(plan, blocks=blocks)
@@ -112,6 +134,8 @@ def _plan(quick: bool, blocks: int | None, min_time_s: float | None, min_iterati
         plan = replace(plan, min_time_s=min_time_s)
     if min_iterations is not None:
         plan = replace(plan, min_iterations=min_iterations)
+    if timeout_s is not None:
+        plan = replace(plan, timeout_s=timeout_s)
     return plan
 
 
@@ -133,7 +157,7 @@ def _refuse_choices() -> None:
     for parameter in context.command.params:
         name = parameter.name or ""
         given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        if given and name not in {"resume", "results", "fleet", "cache", "as_json"}:
+        if given and name not in {"resume", "results", "fleet", "cache", "as_json", "wait_s"}:
             raise UsageError(
                 f"{parameter.opts[-1]} does not go with --resume: the run has its choices.",
                 hint="Leave it out, or start a new run.",

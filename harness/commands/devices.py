@@ -1,9 +1,10 @@
-"""List the fleet and whether each device answers."""
+"""List the fleet and whether each device answers; trust a device's host key."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,23 @@ from rich.table import Table
 
 from harness import config
 from harness.commands import _options
-from harness.core.errors import EdgebenchError
+from harness.core import plugins
+from harness.core.errors import DeviceError, EdgebenchError, UsageError
 from harness.core.types import FORMATS, Device
-from harness.session import open_session
+from harness.session import look
+from harness.transports import _ssh_known, ssh
+from harness.transports._ssh_trust import Finding
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @_options.fleet
 @_options.as_json
-def command(*, fleet: Path | None, as_json: bool) -> int:
+@click.pass_context
+def command(context: click.Context, *, fleet: Path | None, as_json: bool) -> int:
     """Ask every device who it is and which runtimes it has."""
+    if context.invoked_subcommand is not None:
+        context.obj = fleet
+        return 0
     devices = list(config.load_devices(fleet).values())
     with ThreadPoolExecutor(max_workers=min(16, len(devices))) as pool:
         answers = list(pool.map(_ask, devices))
@@ -33,10 +41,78 @@ def command(*, fleet: Path | None, as_json: bool) -> int:
     return 0 if all(answer["answers"] for answer in answers) else 2
 
 
+@command.command()
+@click.argument("name")
+@_options.fleet
+@click.option("--fingerprint", "fingerprints", multiple=True, metavar="SHA256:…", help="Trust this key only.")
+@click.option("--yes", is_flag=True, help="Trust every key that is shown, unseen.")
+@click.option("--replace", is_flag=True, help="Allow a changed key to replace the known one.")
+@click.pass_context
+def trust(
+    context: click.Context,
+    *,
+    name: str,
+    fleet: Path | None,
+    fingerprints: tuple[str, ...],
+    yes: bool,
+    replace: bool,
+) -> int:
+    """Show the host keys on the way to an ssh device, and write them into known_hosts when you agree."""
+    devices = config.load_devices(fleet or context.obj)
+    if name not in devices:
+        raise plugins.unknown("device", name, devices)
+    if devices[name].transport != "ssh":
+        raise UsageError(f"{name} has no host key: its transport is {devices[name].transport}.")
+    for finding in ssh.findings(devices[name]):
+        _decide(finding, fingerprints, yes=yes, replace=replace)
+    return 0
+
+
+def _decide(finding: Finding, fingerprints: Sequence[str], *, yes: bool, replace: bool) -> None:
+    """Pin the keys that the user agrees to; DeviceError or UsageError when none may be pinned."""
+    target, state = finding.target, finding.state
+    click.echo(f"{target.name}, {target.known_as}: {state}")
+    for entry in finding.known:
+        kind = "revoked" if entry.revoked else "known"
+        click.echo(f"  {kind:<8}{entry.key}  ({entry.path}:{entry.line})")
+    for key in finding.shown:
+        click.echo(f"  {'shows':<8}{key}")
+    if state == "known":
+        return
+    if state == "revoked" or not finding.shown:
+        raise DeviceError(f"{target.name} shows no key that could be trusted.")
+    if state == "changed" and not replace:
+        raise DeviceError(
+            f"{target.name}: the key of {target.known_as} has changed; nothing was written.",
+            hint=f"Is it right? Then: edgebench devices trust {target.device} --replace",
+        )
+    path = _ssh_known.pin(target, _agreed(finding, fingerprints, yes=yes), replace=state == "changed")
+    click.echo(f"  written to {path}")
+
+
+def _agreed(finding: Finding, fingerprints: Sequence[str], *, yes: bool) -> list[_ssh_known.HostKey]:
+    """The keys that are trusted from now on: by fingerprint, by --yes, or by an answer on the terminal."""
+    name = finding.target.name
+    if fingerprints:
+        wanted = {text if text.startswith("SHA256:") else f"SHA256:{text}" for text in fingerprints}
+        keys = [key for key in finding.shown if key.fingerprint in {text.rstrip("=") for text in wanted}]
+        if not keys:
+            raise DeviceError(f"{name} shows no key with that fingerprint; nothing was written.")
+        return keys
+    if not yes:
+        if not (sys.stdin and sys.stdin.isatty()):
+            raise UsageError(
+                f"{name}: nobody is at a terminal to compare the keys.",
+                hint="Give the one that you expect: --fingerprint SHA256:…, or --yes to take what is shown.",
+            )
+        click.confirm(f"Are these the keys of {name}?", abort=True)
+    return list(finding.shown)
+
+
 def _ask(device: Device) -> dict[str, Any]:
     row: dict[str, Any] = {"device": device.name, "transport": device.transport, "tags": list(device.tags)}
     try:
-        with open_session(device) as session:
+        with look(device) as session:
             runtimes = {}
             for name in FORMATS:
                 try:

@@ -11,7 +11,8 @@ Every exception of edgebench, and the exit code each one ends a command with.
     │   │   └── DeviceRebooted     exit 2   it restarted: what ran there is gone
     │   └── SupervisorError        exit 2   our program on the device refused a call
     └── CellError                  (none)   one cell cannot be measured; becomes that cell's row
-        └── NotApplicable          (none)   a pass finds nothing in this model that it works on
+        ├── NotApplicable          (none)   a pass finds nothing in this model that it works on
+        └── AgentTrouble           (none)   the same, and a fresh agent process may do better
 
 Exit 0 is fine, 1 regressed, 3 nothing trustworthy was measured.
 """
@@ -86,6 +87,14 @@ class NotApplicable(CellError):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__("build_failed", message, hint=hint)
+
+
+class AgentTrouble(CellError):
+    """An agent died, hung or spoke nonsense; a fresh one may do better, in at most *tries* tries in all."""
+
+    def __init__(self, status: Status, message: str, *, hint: str = "", tries: int) -> None:
+        super().__init__(status, message, hint=hint)
+        self.tries = tries
 
 
 def _rebuild(cls: type[EdgebenchError], state: dict[str, object], args: tuple[object, ...]) -> EdgebenchError:

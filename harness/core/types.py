@@ -38,6 +38,7 @@ BlockKind = Literal["latency", "memory"]
 #: What the file of each format is called and which runtime opens it.
 SUFFIXES: Mapping[str, str] = {"executorch": ".pte", "onnx": ".onnx", "tflite": ".tflite"}
 RUNTIMES: Mapping[str, str] = {"executorch": "executorch", "onnx": "onnxruntime", "tflite": "litert"}
+LONGEST_ID_BYTES = 220  # of a cell's id; file names may have 255, with what is put before and behind
 #: The backend that a cell uses when none is asked for.
 BACKENDS: Mapping[str, str] = {"executorch": "xnnpack", "onnx": "cpu", "tflite": "xnnpack"}
 
@@ -202,9 +203,11 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """A file-name-safe id, unique within a run."""
+        """A file-name-safe id, unique within a run, of at most 255 bytes with a suffix."""
         parts = [self.device, self.model, self.recipe, self.format, f"t{self.threads}", self.backend]
         plain = ["".join(c if c.isalnum() or c in "._" else "_" for c in part) for part in parts]
+        if len("--".join(plain).encode()) > LONGEST_ID_BYTES:  # names that are alike at their start only
+            plain = [part.encode()[:40].decode(errors="ignore") for part in plain]
         if plain != parts:  # names that look alike once they are plain
             plain.append(digest(parts)[:8])
         return "--".join(plain)

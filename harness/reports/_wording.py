@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from harness import ranking
+from harness import metrics, ranking
 from harness.compare import Comparison
 from harness.core import units
 from harness.core.types import Block, Record
@@ -12,18 +13,31 @@ from harness.metrics import Metric, Row
 
 ABSENT = "–"
 BUSY_SHARE = 0.1  # of all CPU time: what others may take during a block before it is said
+MOST_INCIDENTS = 12  # that a report names one by one
+HAPPENED = {
+    "retried": "was run again",
+    "rebooted": "was run again after the device restarted",
+    "reconnected": "lost its link, which came back",
+}
 RESOLVED_S = 0.2  # CPU time is counted in ticks of 10 ms: shorter spans say too little
 
 
 def figure(row: Row, name: str) -> str:
     """The value of one figure with its unit, or a dash."""
-    value = row.metrics[name].value
+    value = _shown(row, name).value
     return ABSENT if value is None else _writer(row, name)(value)
+
+
+def _shown(row: Row, name: str) -> Metric:
+    """A figure as people read it: a cell that was not measured to its end has none from its blocks."""
+    metric = row.metrics[name]
+    whole = row.status == "measured" or name in metrics.OF_THE_FILE
+    return metric if whole else replace(metric, value=None, low=None, high=None, reason=row.reason)
 
 
 def spread(row: Row, name: str) -> str:
     """The spread of one figure: ``12.1–12.5 µs``, ``± 0.22 %``; empty where there is none."""
-    metric, write = row.metrics[name], _writer(row, name)
+    metric, write = _shown(row, name), _writer(row, name)
     if metric.value is None or metric.low is None or metric.high is None:
         return ""
     if metric.spread == "sd":
@@ -74,7 +88,8 @@ def about(metric: Metric) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean and how many observations stand behind them, for the rows shown."""
     lines = []
-    if timed := [r.p50_ns for r in rows if r.p50_ns.value is not None]:
+    measured = [r for r in rows if r.status == "measured"]
+    if timed := [r.p50_ns for r in measured if r.p50_ns.value is not None]:
         blocks = units.counts([m.n for m in timed], "block")
         values = units.counts([m.samples for m in timed], "timed inference")
         lines.append(
@@ -82,7 +97,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "interval: Student's t over blocks, 95 %. speed-up: against the uncompressed model in the same "
             "format, block by block."
         )
-    if sensed := [r.peak_bytes for r in rows if r.peak_bytes.value is not None]:
+    if sensed := [r.peak_bytes for r in measured if r.peak_bytes.value is not None]:
         blocks = units.counts([m.n for m in sensed], "memory block")
         lines.append(
             f"Memory: highest of {blocks} (processes that are not timed); "
@@ -99,21 +114,28 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def cautions(records: Iterable[Record]) -> list[str]:
-    """What a reader must know before the numbers: a busy device, a setting that was not taken."""
+    """What a reader must know before the numbers: a busy device, a setting not taken, too many threads."""
     taken: dict[str, tuple[float, int]] = {}
     refused: dict[tuple[str, str, str, str], int] = {}
     notes: dict[tuple[str, str, str], None] = {}
+    crowded: dict[tuple[str, int], set[int]] = {}
+    reasons: dict[tuple[str, str], str] = {}
     for record in records:
         device = record.cell.device
         if record.runtime and record.runtime.note:
             notes[device, record.runtime.name, record.runtime.note] = None
         cores = cores_of(record)
+        if record.blocks and 0 < cores < record.cell.threads:
+            crowded.setdefault((device, cores), set()).add(record.cell.threads)
         for block in record.blocks:
             share = taken_by_others(block, cores)
             if share is not None and share > BUSY_SHARE:
                 taken[device] = max(taken.get(device, (0.0, 0)), (share, cores))
+            why = block.facts.get("settings_not_taken") or {}
+            reasons |= {(device, name): str(reason) for name, reason in why.items()}
             for name, setting in block.settings.items():
-                if setting.observed is not None and setting.observed != setting.requested:
+                unread = setting.observed is None and name in why
+                if unread or (setting.observed is not None and setting.observed != setting.requested):
                     key = (device, name, _plainly(setting.requested), _plainly(setting.observed))
                     refused[key] = refused.get(key, 0) + 1
     return [
@@ -126,10 +148,30 @@ def cautions(records: Iterable[Record]) -> list[str]:
         ),
         *(
             f"{device} did not take a setting: {name} was asked as {requested} and read back as {observed} "
-            f"in {units.counted(count, 'block')}."
+            f"in {units.counted(count, 'block')}{_because(reasons.get((device, name)))}."
             for (device, name, requested, observed), count in refused.items()
         ),
+        *(
+            f"{device} has {units.counted(cores, 'core')} for the agent: with "
+            f"{' and '.join(map(str, sorted(threads)))} threads, some wait while others run, "
+            "and times are longer and less steady."
+            for (device, cores), threads in crowded.items()
+        ),
     ]
+
+
+def incidents(records: Iterable[Record]) -> list[str]:
+    """What went wrong and was mended while cells were measured; their blocks are whole."""
+    lines: dict[str, None] = {}
+    for record in records:
+        cell = record.cell
+        place = f"{cell.device}, {ranking.label(cell)}, {units.counted(cell.threads, 'thread')}"
+        for incident in record.incidents:
+            kind, _, number = incident.block.partition(" ")
+            lines[f"{place}: {kind} block {number} {HAPPENED[incident.kind]}: {incident.text}"] = None
+    shown = list(lines)[:MOST_INCIDENTS]
+    left = len(lines) - len(shown)
+    return shown + ([f"{left} more such incidents are in the records."] if left else [])
 
 
 def cores_of(record: Record) -> int:
@@ -147,8 +189,14 @@ def taken_by_others(block: Block, cores: int) -> float | None:
     return float(max(0.0, everyone - own) / (wall * cores)) if wall >= RESOLVED_S else None
 
 
-def _plainly(value: float | str) -> str:
+def _plainly(value: float | str | None) -> str:
+    if value is None:
+        return "nothing"
     return f"{value:g}" if isinstance(value, (int, float)) else value
+
+
+def _because(reason: str | None) -> str:
+    return f" ({reason.rstrip('.')})" if reason else ""
 
 
 def _writer(row: Row, name: str) -> Callable[[float], str]:

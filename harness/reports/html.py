@@ -13,7 +13,7 @@ from harness.core import plugins, units
 from harness.core.types import RUNTIMES, SUFFIXES, Cell, Record, Run
 from harness.metrics import Row
 from harness.ranking import Ranking
-from harness.reports import _wording
+from harness.reports import _devices, _wording
 from harness.reports._page import facts, figures
 
 if TYPE_CHECKING:
@@ -44,13 +44,16 @@ def render(run: Run) -> str:
     all_rows = metrics.rows(run)
     records = {record.cell: record for record in run.records}
     measured = sum(r.status == "measured" for r in all_rows)
+    groups = ranking.rank(run)
     return _template().render(
         run=run.info,
         quick=run.info.plan.quick,
         measured=measured,
         total=len(all_rows),
         coverage=metrics.coverage(all_rows),
-        devices=_devices(ranking.rank(run), records),
+        devices=_device_sections(groups, records),
+        side_by_side=_devices.lines(groups),
+        side_by_side_titles=_devices.TITLES,
         columns=COLUMNS,
         notes=_wording.notes(all_rows),
         cautions=_wording.cautions(run.records),
@@ -66,7 +69,7 @@ def render(run: Run) -> str:
     )
 
 
-def _devices(groups: Sequence[Ranking], records: Mapping[Cell, Record]) -> list[dict[str, Any]]:
+def _device_sections(groups: Sequence[Ranking], records: Mapping[Cell, Record]) -> list[dict[str, Any]]:
     """Device -> its facts and models; a model has a ranking per thread count, one table, one set of plots."""
     by_device: dict[str, dict[str, list[Ranking]]] = {}
     for group in groups:
@@ -76,6 +79,7 @@ def _devices(groups: Sequence[Ranking], records: Mapping[Cell, Record]) -> list[
             "name": device,
             "facts": _device_facts(device, records),
             "conditions": facts.conditions(r for cell, r in records.items() if cell.device == device),
+            "incidents": _wording.incidents(r for cell, r in records.items() if cell.device == device),
             "models": [_model(model, of_model, records) for model, of_model in models.items()],
         }
         for device, models in by_device.items()

@@ -24,7 +24,7 @@ SCHEMA = 1
 def render(run: Run) -> str:
     """
     One JSON object: ``schema``, ``run`` (run.json as it is), ``rows``, ``rankings``, ``cautions``,
-    ``summary``.
+    ``incidents``, ``summary``.
 
     Each row has ``cell_id`` (the record's name in the run's folder), the cell, its status and reason, and
     ``metrics``: name -> {value, unit, low, high, spread, n, samples, reason}.
@@ -37,6 +37,7 @@ def render(run: Run) -> str:
             "rows": [_row(r) for r in rows],
             "rankings": [_ranking(group) for group in ranking.rank(run)],
             "cautions": _wording.cautions(run.records),
+            "incidents": _wording.incidents(run.records),
             "measured": sum(r.status == "measured" for r in rows),
             "cells": len(rows),
             "summary": metrics.coverage(rows),

@@ -10,7 +10,7 @@ from harness.core import units
 from harness.core.types import RUNTIMES, SUFFIXES, Run
 from harness.metrics import Row
 from harness.ranking import Ranking
-from harness.reports import _wording
+from harness.reports import _devices, _wording
 
 SUFFIX = ".md"
 
@@ -39,11 +39,17 @@ def render(run: Run) -> str:
     """A section per device, model and thread count: the answer, the table, what failed."""
     quick = " (**quick look**: few blocks, for orientation only)" if run.info.plan.quick else ""
     lines = [f"## Run {_text(run.info.name)}{quick}", "", _text(run.info.created_utc), ""]
-    for group in ranking.rank(run):
+    groups = ranking.rank(run)
+    for group in groups:
         lines += _section(group)
+    if side_by_side := _devices.lines(groups):
+        lines += ["### The fastest of each format per device", ""]
+        lines += [_line(_devices.TITLES), _line(["---"] * len(_devices.TITLES))]
+        lines += [_line([_text(cell) for cell in line]) for line in side_by_side] + [""]
     all_rows = metrics.rows(run)
     lines += [f"- **{_text(caution)}**" for caution in _wording.cautions(run.records)]
-    lines += [f"- {_text(note)}" for note in _wording.notes(all_rows)]
+    notes = [*_wording.incidents(run.records), *_wording.notes(all_rows)]
+    lines += [f"- {_text(note)}" for note in notes]
     return "\n".join([*lines, "", f"**{metrics.coverage(all_rows)}**", ""])
 
 

@@ -12,7 +12,7 @@ from harness.core import units
 from harness.core.types import RUNTIMES, SUFFIXES, Run
 from harness.metrics import Row
 from harness.ranking import Ranking
-from harness.reports import _wording
+from harness.reports import _devices, _wording
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,13 +38,15 @@ def render(run: Run, *, width: int = WIDTH, color: bool = False) -> str:
     quick = " · QUICK LOOK: few blocks, for orientation only" if run.info.plan.quick else ""
     _say(console, f"run {run.info.name} · {run.info.created_utc}{quick}", "bold")
     left_out: dict[str, None] = {}
-    for group in ranking.rank(run):
+    groups = ranking.rank(run)
+    for group in groups:
         left_out |= dict.fromkeys(_print_group(console, group))
+    _print_devices(console, groups)
     console.print()
     all_rows = metrics.rows(run)
     for caution in _wording.cautions(run.records):
         _say(console, caution, "yellow")
-    for note in _wording.notes(all_rows):
+    for note in [*_wording.incidents(run.records), *_wording.notes(all_rows)]:
         _say(console, note, "dim")
     if left_out:
         _say(
@@ -76,6 +78,23 @@ def _print_group(console: Console, group: Ranking) -> list[str]:
     for sentence in group.sentences:
         _say(console, sentence)
     return left_out
+
+
+def _print_devices(console: Console, groups: Sequence[Ranking]) -> None:
+    """The fastest of each format per device, where there are several."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if lines := _devices.lines(groups):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for title in _devices.TITLES:
+            table.add_column(title, overflow="fold")
+        for line in lines:
+            table.add_row(*(Text(_plain(cell)) for cell in line))
+        console.print()
+        _say(console, "the fastest of each format per device", "bold")
+        console.print(table)
 
 
 def _fit(

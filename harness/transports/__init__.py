@@ -41,6 +41,10 @@ class Stream(Protocol):
     def errors(self) -> str:
         """The last lines of its standard error."""
 
+    @property
+    def cpus(self) -> Sequence[int]:
+        """The CPUs that it may use, as read back after its start."""
+
 
 class Transport(Protocol):
     """A connection to one device. Every failure is a DeviceError; those worth a retry are transient."""

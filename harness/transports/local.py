@@ -15,15 +15,20 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.core.errors import DeviceError
+from harness.core.errors import DeviceError, SupervisorError
 from harness.core.places import cache_dir
 from harness.core.types import Device
+from harness.transports import Pushed
+from harness.transports._pipe import Pipe
+from harness.transports._supervisor import Supervisor, bootstrap_command
 
+FILES = "files"  # where pushed files lie below the work folder, as on every device
 ERROR_BYTES = 4000  # how much of a process's standard error is kept
+PATIENCE_S = 10.0  # for a supervisor that was killed
 LINE_BYTES = 1 << 20  # a longer line comes in pieces, none of which is an event
 
 
@@ -47,21 +52,44 @@ def connect(device: Device) -> Local:
             hint=f"Set python of {device.name} to one that exists, or leave it out.",
         )
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        Path(workdir, FILES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DeviceError(
             f"{device.name}: the folder {workdir} cannot be made: {error.strerror}.",
             hint=f"Set workdir of {device.name} to a folder that can be written.",
         ) from error
-    return Local(workdir=workdir, python=python)
+    supervisor = Supervisor(
+        lambda: Pipe(bootstrap_command(sys.executable)),
+        workdir=str(workdir),
+        patience_s=PATIENCE_S,
+        name=device.name,
+    )
+    return Local(workdir=str(workdir), python=python, supervisor=supervisor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
-    """A Transport to this machine."""
+    """A Transport to this machine. Its supervisor is a child process that starts when it is first asked."""
 
-    workdir: Path
+    workdir: str
     python: str
+    supervisor: Supervisor
+
+    @property
+    def incidents(self) -> Sequence[str]:
+        """One sentence for each time that the supervisor was lost."""
+        return self.supervisor.incidents
+
+    def call(self, method: str, /, **arguments: Any) -> dict[str, Any]:
+        """Ask the supervisor; errors as in Supervisor.call."""
+        return self.supervisor.call(method, **arguments)
+
+    def push_all(self, files: Mapping[str, Path]) -> Pushed:
+        """Copy many files, name → source; those that are there are left alone."""
+        done = {name: self._put(source, name) for name, source in files.items()}
+        sizes = [size for _, size in done.values() if size is not None]
+        paths = {name: path for name, (path, _) in done.items()}
+        return Pushed(paths=paths, sent_files=len(sizes), sent_bytes=sum(sizes))
 
     def push(self, source: Path, name: str) -> str:
         """
@@ -69,44 +97,53 @@ class Local:
 
         A copy and no link: a file that its owner rewrites during a run must not change under the agent.
         """
-        target = self.workdir / name
+        return self._put(source, name)[0]
+
+    def _put(self, source: Path, name: str) -> tuple[str, int | None]:
+        """Its path there, and how many bytes were copied: None when it was there."""
+        target = Path(self.workdir, FILES, name)
         try:
             wanted = _sha256(source)
             if target.is_file() and _sha256(target) == wanted:
-                return str(target)
+                return str(target), None
+            target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.workdir, prefix=".push-") as folder:
                 beside = Path(folder, "file")
                 shutil.copyfile(source, beside)
                 if _sha256(beside) != wanted:
                     raise DeviceError(f"{source} changed while it was copied to {target}.")
+                size = beside.stat().st_size
                 beside.replace(target)
         except OSError as error:
             raise DeviceError(f"{source} cannot be copied to {target}: {error.strerror}.") from error
-        return str(target)
+        return str(target), size
 
     def pull(self, name: str, target: Path) -> None:
         """Copy *name* out of the work folder."""
         try:
-            shutil.copyfile(self.workdir / name, target)
+            shutil.copyfile(Path(self.workdir, FILES, name), target)
+        except FileNotFoundError as error:
+            raise SupervisorError("not_found", f"There is no {name} in {self.workdir}.") from error
         except OSError as error:
-            raise DeviceError(
-                f"{self.workdir / name} cannot be copied to {target}: {error.strerror}."
-            ) from error
+            raise DeviceError(f"{name} cannot be copied to {target}: {error.strerror}.") from error
 
     @contextlib.contextmanager
-    def stream(self, argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> Iterator[Process]:
+    def stream(
+        self, argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float, cpus: Sequence[int] = ()
+    ) -> Iterator[Process]:
         """Run *argv* in a process group of its own, which ends with the context or when its time is over."""
         with tempfile.TemporaryFile() as errors:
             try:
-                child = subprocess.Popen(
-                    [*_ends_with_us(argv[0]), *argv],
-                    cwd=self.workdir,
-                    env=dict(env),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    start_new_session=True,  # Ctrl-C is for the harness, which then ends this group
-                )
+                with _only_on(cpus):
+                    child = subprocess.Popen(
+                        [*_ends_with_us(argv[0]), *argv],
+                        cwd=self.workdir,
+                        env=dict(env),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=errors,
+                        start_new_session=True,  # Ctrl-C is for the harness, which then ends this group
+                    )
             except OSError as error:
                 raise DeviceError(f"{argv[0]} cannot be started: {error.strerror}.") from error
             process = Process(child, errors)
@@ -124,7 +161,8 @@ class Local:
                     child.stdout.close()
 
     def close(self) -> None:
-        """Nothing stays open between processes."""
+        """End the supervisor."""
+        self.supervisor.close()
 
 
 class Process:
@@ -134,6 +172,7 @@ class Process:
         self._child = child
         self._errors = errors
         self._late = threading.Event()
+        self.cpus = tuple(sorted(os.sched_getaffinity(child.pid)))  # that it may use, read back
 
     def __iter__(self) -> Iterator[str]:
         """The lines; ends when the process has ended."""
@@ -172,6 +211,21 @@ class Process:
 def _state(child: subprocess.Popen[bytes], options: int) -> os.waitid_result | None:
     """How a child ended. WNOWAIT leaves it a zombie, so that its number is nobody else's until the end."""
     return os.waitid(os.P_PID, child.pid, options | os.WNOWAIT)
+
+
+@contextlib.contextmanager
+def _only_on(cpus: Sequence[int]) -> Iterator[None]:
+    """What this thread starts may use these CPUs alone; none given: those that this thread may use."""
+    before = os.sched_getaffinity(0)
+    try:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"The CPUs {list(cpus)} cannot be used here: {error}.") from error
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _ends_with_us(program: str) -> list[str]:

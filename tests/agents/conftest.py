@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 import pytest
 
-from harness import runners, session
+from harness import agent_process, runners, session
 from harness.core import events
 from harness.core.types import BACKENDS, SUFFIXES, Block, FormatName, Job
 from tests.agents.models import SETS
@@ -93,7 +93,7 @@ class Agent:
 
     def raw(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """The process as it is; its standard output must be UTF-8, its standard error may be anything."""
-        environment = session.ENVIRONMENT | dict(self.env) | dict(env or {})
+        environment = agent_process.ENVIRONMENT | dict(self.env) | dict(env or {})
         done = subprocess.run([*self.argv, *arguments], env=environment, capture_output=True, timeout=120)
         errors = done.stderr.decode("utf-8", "replace")
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode("utf-8"), errors)

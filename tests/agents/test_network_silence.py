@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness import probing
 from tests.agents.conftest import ENGINES, Agent, each
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,11 @@ def test_the_watcher_sees_what_it_watches_for(call: str, shim: Path, tmp_path: P
 def test_no_agent_speaks_to_the_network(agent: Agent, mode: str, shim: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     env = {"LD_PRELOAD": str(shim), "SILENCE_LOG": str(log)}
-    arguments = ["mode=probe"] if mode == "probe" else agent.command(agent.job("chain"))[len(agent.argv) :]
+    arguments = agent.command(agent.job("chain"))[len(agent.argv) :]
+    if mode == "probe":
+        arguments = ["mode=probe"]
+        if agent.name != "executorch-native":
+            agent = replace(agent, argv=(sys.executable, str(probing.PROBE)))
     done = agent.raw(*arguments, env=env)
     assert done.stdout.splitlines()[-1] == '{"event":"end","status":"ok"}', done.stderr
     maps = subprocess.run(

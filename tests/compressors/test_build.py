@@ -193,6 +193,37 @@ def test_missing_operator_is_a_stored_failure_that_names_it(tmp_path: Path) -> N
     assert lookup(wanted, tmp_path) == results
 
 
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [("torch.compiler.is_exporting()", "ValueError: not this way"), ("x.sum() > 9", "values of a tensor")],
+)
+def test_failed_export_names_the_line_of_the_task(tmp_path: Path, condition: str, why: str) -> None:
+    task = tmp_path / "branching.py"
+    branch = f"        if {condition}:\n            raise ValueError('not this way')\n        return x * 2"
+    task.write_text(UNSUPPORTED.replace("        return torch.special.bessel_j0(x)", branch))
+    for failure in build(request(RECIPES["fp32"], task), tmp_path, ignore).values():
+        assert isinstance(failure, Failure)
+        assert failure.status == "export_failed"
+        assert why in failure.reason
+        line = 8 if "x.sum" in condition else 9
+        assert failure.reason.endswith(f"(at branching.py:{line}).")
+
+
+def test_file_with_outputs_of_another_dtype_says_so(
+    built: Built, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressors.formats import onnx
+
+    shutil.copytree(cache / "steps", tmp_path / "steps")
+    right = onnx.outputs
+    monkeypatch.setattr(onnx, "outputs", lambda *a: ((y.astype("float64"),) for (y,) in right(*a)))
+    wanted = request(RECIPES["fp32"], formats=("onnx",))
+    failure = build(wanted, tmp_path, ignore)["onnx"]
+    assert isinstance(failure, Failure)
+    assert failure.status == "wrong_output"
+    assert "gives float64[1, 10], where the model gives float32[1, 10]" in failure.reason
+
+
 def test_missing_exporter_is_a_failure_that_names_the_install_command(
     built: Built, cache: Path, tmp_path: Path
 ) -> None:

@@ -317,20 +317,28 @@ def test_worst_output_decides_however_small_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("found", "told"),
     [
-        (numpy.ones((2, 3), numpy.float32), numpy.ones(1, numpy.float32)),
-        (numpy.ones((3, 2), numpy.float64), numpy.ones(1, numpy.float32)),
-        (numpy.ones(1, numpy.float32), numpy.ones((3, 2), numpy.float32)),
-        (numpy.ones(7, numpy.float32),),
+        ((numpy.ones((2, 3), numpy.float32), numpy.ones(1, numpy.float32)), "float32[2, 3], float32[1]"),
+        ((numpy.ones((3, 2), numpy.float64), numpy.ones(1, numpy.float32)), "float64[3, 2], float32[1]"),
+        ((numpy.ones(1, numpy.float32), numpy.ones((3, 2), numpy.float32)), "float32[1], float32[3, 2]"),
+        ((numpy.ones(7, numpy.float32),), "float32[7]"),
+        ((), "no output"),
     ],
-    ids=["shape", "dtype", "order", "number"],
+    ids=["shape", "dtype", "order", "number", "none"],
 )
 def test_outputs_of_another_signature_never_pass_the_gate(
-    found: tuple[numpy.typing.NDArray[Any], ...],
+    found: tuple[numpy.typing.NDArray[Any], ...], told: str
 ) -> None:
-    """Even where every value agrees."""
+    """Even where every value agrees; the sentence says what differs."""
     wanted = [(numpy.ones((3, 2), numpy.float32), numpy.ones(1, numpy.float32))]
+    parity.require_signature(wanted, wanted, runtime="a runtime")
+    with pytest.raises(CellError) as caught:
+        parity.require_signature([*wanted, *wanted], [*wanted, found], runtime="a runtime")
+    assert caught.value.status == "wrong_output"
+    assert caught.value.message == (
+        f"In a runtime the file gives {told}, where the model gives float32[3, 2], float32[1]."
+    )
     with pytest.raises(CellError, match="must reach"):
         parity.require(
             parity.compare(wanted, [found], classifier=False), parity.bound(None), runtime="a runtime"

@@ -73,6 +73,11 @@ MISTAKES = [
         id="exits on import",
     ),
     pytest.param(
+        ("import torch\n", "import torch\nreturn 3\n"),
+        r"mine\.py:3: importing it raised SyntaxError: 'return' outside function",
+        id="does not compile",
+    ),
+    pytest.param(
         ("import torch\n", "import torch\nimport nonesuch\n"),
         r"mine\.py:3: .*No module named 'nonesuch'",
         id="lacks a package",

@@ -121,16 +121,22 @@ class FakeSession:
     def push(self, path: Path, *, sha256: str | None = None) -> str:
         return str(path)
 
+    def incidents(self) -> list[str]:
+        return []
+
+    def reconnect(self) -> None:
+        raise AssertionError("no link is lost here")
+
     def run(self, job: Job, index: int) -> Block:
         self.ran.append((Path(job.model).stem, job.kind, index))
         return self._act(job, index)
 
 
-def opener(session: FakeSession) -> Callable[[Device], Any]:
+def opener(session: FakeSession) -> Callable[[Device, object], Any]:
     """What replaces open_session, so that measuring gets *session*."""
 
     @contextmanager
-    def open_session(device: Device) -> Iterator[FakeSession]:
+    def open_session(device: Device, _conduct: object) -> Iterator[FakeSession]:
         assert device == session.device
         yield session
 

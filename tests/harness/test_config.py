@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness import config
+from harness.core import cpu_list
 from harness.core.errors import UsageError
+from harness.core.types import Device
 
 
 def write(tmp_path: Path, text: str, name: str = "devices.yaml") -> Path:
@@ -106,3 +108,96 @@ def test_bad_recipes(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         config.load_recipe(str(write(tmp_path, text, "r.yaml")))
     assert said in str(caught.value)
+
+
+def devices(tmp_path: Path, text: str) -> dict[str, Device]:
+    return config.load_devices(write(tmp_path, "devices:\n" + text))
+
+
+def test_settings_are_read(tmp_path: Path) -> None:
+    entry = (
+        '  pi: {transport: local, governor: performance, power_mode: 0, clocks: max, affinity: "3, 0-1"'
+        ", sudo: true, emulated: true}\n"
+    )
+    pi = devices(tmp_path, entry)["pi"]
+    assert pi.settings == {
+        "governor": "performance",
+        "power_mode": 0,
+        "clocks": "max",
+        "affinity": "0-1,3",
+        "sudo": True,
+    }
+    assert pi.emulated
+    plain = devices(tmp_path, "  pi: {transport: local}\n")["pi"]
+    assert (plain.settings, plain.emulated) == ({}, False)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("affinity: 3-1", "is no range of CPUs"),
+        ("affinity: all", "is no CPU and no range of CPUs"),
+        ('affinity: ""', "is no CPU"),
+        ("clocks: fast", "clocks: input should be 'max'"),
+        ("governor: 'x; reboot'", "governor: string should match pattern"),
+        ("power_mode: -1", "power_mode"),
+        ("power_mode: 'a b'", "power_mode"),
+        ("governer: x", "Did you mean 'governor'?"),
+    ],
+)
+def test_bad_settings_name_line_and_key(tmp_path: Path, entry: str, said: str) -> None:
+    text = refusal(write(tmp_path, f"devices:\n  pi:\n    transport: local\n    {entry}\n"))
+    assert ":4: " in text
+    assert said in text
+
+
+@pytest.mark.parametrize("name", ['""', '"  "', r'"a\nb"', r'"\e[31m"', "x" * 65])
+def test_names_that_cannot_be_shown_on_one_line_are_refused(tmp_path: Path, name: str) -> None:
+    text = refusal(write(tmp_path, f"devices:\n  {name}: {{transport: local}}\n"))
+    assert ":2: " in text
+    assert "cannot be a device's name" in text
+
+
+def test_a_name_that_looks_like_a_glob_means_itself(tmp_path: Path) -> None:
+    fleet = devices(
+        tmp_path, "  '*': {transport: local}\n  pi[1]: {transport: local}\n  pi1: {transport: local}\n"
+    )
+    assert [d.name for d in config.select_devices(fleet, ["*"])] == ["*"]
+    assert [d.name for d in config.select_devices(fleet, ["pi[1]"])] == ["pi[1]"]
+    assert [d.name for d in config.select_devices(fleet, ["pi?"])] == ["pi1"]
+
+
+def test_the_whole_file_is_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "devices:\n  pi: {transport: local}\n")
+    assert list(config.load_devices(path, this_machine=False)) == ["pi"]
+    assert list(config.load_devices(path)) == ["local", "pi"]
+
+
+def test_cpu_lists_come_back_as_they_were() -> None:
+    assert cpu_list.parse("0-2, 5") == (0, 1, 2, 5)
+    assert cpu_list.text([5, 0, 2, 1, 1]) == "0-2,5"
+
+
+@pytest.mark.parametrize(
+    ("via", "said"),
+    [
+        ("lba", "which is no device"),
+        ("here", "transport is not ssh"),
+        ("pi", "in a circle"),
+        ("other", "in a circle"),
+    ],
+)
+def test_a_way_that_does_not_exist_names_file_and_line(tmp_path: Path, via: str, said: str) -> None:
+    text = "devices:\n  here: {transport: local}\n  other: {transport: ssh, host: o, via: pi}\n"
+    text = refusal(write(tmp_path, f"{text}  pi: {{transport: ssh, host: p, via: {via}}}\n"))
+    assert ":3: " in text or ":4: " in text
+    assert said in text
+
+
+def test_a_chain_of_devices_is_looked_up(tmp_path: Path) -> None:
+    hosts = "".join(f"  {n}: {{transport: ssh, host: {n}.lab{v}}}\n" for n, v in HOPS.items())
+    board = devices(tmp_path, hosts)["board"]
+    assert [name for name, _ in board.options["hops"]] == ["gate", "rack"]
+
+
+HOPS = {"board": ", via: rack", "rack": ", via: gate", "gate": ""}

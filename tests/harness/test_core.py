@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from harness.core import codec, tensors, units
 from harness.core.errors import CellError, UsageError
-from harness.core.types import Block, Cell, Recipe, Setting, Step
+from harness.core.types import Block, Cell, Incident, Recipe, Record, Setting, Step
+from tests import records
 
 
 def test_errors_cross_process_borders_whole() -> None:
@@ -72,6 +73,22 @@ def test_cell_ids_are_file_names() -> None:
     assert cell.id.startswith("pi_5--m_x--r--onnx--t2--cpu--")
     assert cell.id != alike.id, "names that look alike once they are plain"
     assert replace(cell, device="pi5", model="m").id == "pi5--m--r--onnx--t2--cpu"
+
+
+def test_cell_ids_of_long_names_still_fit_a_file_name() -> None:
+    cell = Cell(device="é" * 64, model="m" * 200, recipe="r", format="onnx", threads=2, backend="cpu")
+    assert len(cell.id.encode()) <= 230
+    assert cell.id != replace(cell, model="m" * 201).id
+
+
+def test_a_record_from_before_incidents_still_loads() -> None:
+    """What was added to the schema has a default."""
+    record = records.medians(1000, 1100)
+    stored = json.loads(codec.dumps(record))
+    del stored["incidents"]
+    assert codec.from_json(Record, stored) == record
+    troubled = replace(record, incidents=(Incident(kind="rebooted", utc="", block="latency 3", text="x"),))
+    assert codec.from_json(Record, json.loads(codec.dumps(troubled))) == troubled
 
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3)

@@ -298,6 +298,27 @@ def test_the_page_never_scrolls_sideways(driver: WebDriver, report: Path, width:
 
 
 @needs_browser
+def test_no_table_scrolls_sideways_on_a_screen_of_1280(driver: WebDriver, tmp_path: Path) -> None:
+    """Two thread counts give the widest table, and a recipe may have a long name."""
+    whole = records.partial_run()
+    long = replace(whole.records[0].cell, recipe="pruned_by_half_then_int8_per_channel")
+    kept = (replace(whole.records[0], cell=long), *whole.records[1:])
+    path = tmp_path / "wide.html"
+    path.write_text(html.render(records.run(kept)), encoding="utf-8")
+    size = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    show(driver, path)
+    try:
+        driver.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        script = "return [...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)"
+        hidden = driver.execute_script(script)
+        assert len(hidden) >= 4
+        assert set(hidden) == {0}
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
 def test_hostile_names_are_shown_and_do_nothing(driver: WebDriver, tmp_path: Path) -> None:
     of = records.cell(MARKUP, model=HOSTILE, device=HOSTILE)
     facts = {**records.DEVICE_FACTS, "cpu_model": HOSTILE, HOSTILE: HOSTILE}

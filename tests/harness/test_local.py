@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -74,7 +75,9 @@ def test_push_copies_and_does_not_copy_again(place: Local, source: Path) -> None
     inode = target.stat().st_ino
     place.push(source, "name")
     assert target.stat().st_ino == inode
-    assert [path.name for path in place.workdir.iterdir()] == ["name"]  # and leaves nothing beside it
+    assert [path.name for path in Path(place.workdir, "files").iterdir()] == [
+        "name"
+    ]  # and leaves nothing beside it
 
 
 def test_push_mends_what_is_not_what_it_should_be(place: Local, source: Path) -> None:
@@ -234,3 +237,25 @@ def test_an_agent_does_not_outlive_a_killed_harness(tmp_path: Path) -> None:
         time.sleep(0.02)
     os.kill(agent, signal.SIGKILL)
     pytest.fail("the agent went on after its harness was killed")
+
+
+def test_its_supervisor_answers_and_leaves_with_it(place: Local, source: Path) -> None:
+    pushed = place.push_all({"a": source, "below/b": source})
+    assert (pushed.sent_files, pushed.sent_bytes) == (2, 14)
+    assert place.push_all({"a": source, "below/b": source}).sent_files == 0
+    assert place.call("have", files={"a": [hashlib.sha256(b"content").hexdigest(), 7]}) == {"missing": {}}
+    facts = place.call("hello")
+    assert facts["workdir"] == place.workdir
+    place.close()
+    assert gone(facts["pid"])
+    assert place.incidents == ()
+
+
+def test_it_uses_the_cpus_that_were_asked_for(place: Local) -> None:
+    before = os.sched_getaffinity(0)
+    code = "import os; print(os.sched_getaffinity(0))"
+    with place.stream(python(code), env={}, timeout_s=30, cpus=[max(before)]) as stream:
+        assert list(stream) == [f"{{{max(before)}}}"]
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(DeviceError, match="4000"), place.stream(["true"], env={}, timeout_s=1, cpus=[4000]):
+        pass

@@ -129,7 +129,7 @@ def test_a_device_that_never_answers_gives_every_cell_its_reason(
     folder: store.RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def closed(device: Device) -> Iterator[None]:
+    def closed(device: Device, _conduct: object) -> Iterator[None]:
         yield from _off(device)
 
     monkeypatch.setattr(measuring, "open_session", closed)

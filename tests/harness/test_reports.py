@@ -11,7 +11,7 @@ import pytest
 
 from harness import metrics
 from harness.core import plugins, units
-from harness.core.types import STATUSES, Run, Setting, Status
+from harness.core.types import STATUSES, Incident, Run, Setting, Status
 from harness.reports import _wording
 from tests import records
 
@@ -156,6 +156,48 @@ def test_a_busy_device_and_a_refused_setting_are_said_with_the_results(name: str
     assert "threads was asked as 4 and read back as 1 in 2 blocks" in text
 
 
+def unfinished(run: Run) -> Run:
+    """The last cell of *run* stopped after three of its latency blocks and one memory block."""
+    cut = run.records[-1]
+    blocks = (*cut.blocks[:3], cut.blocks[-1])
+    lost = replace(cut, status="interrupted", reason="stopped after 4 of 9 blocks", blocks=blocks)
+    return records.run([*run.records[:-1], lost])
+
+
+def test_a_cell_cut_short_shows_its_file_and_no_times() -> None:
+    whole = records.demo_run(samples=120)
+    cut = unfinished(whole)
+    row = metrics.row(cut.records[-1])
+    assert row.p99_ns.value is not None  # it is in the record, and no evidence yet
+    for name in metrics.METRICS:
+        shown = _wording.figure(row, name) != _wording.ABSENT
+        assert shown == (name in metrics.OF_THE_FILE), name
+        assert shown or _wording.spread(row, name) == ""
+    line = next(x for x in render("markdown", cut).splitlines() if "interrupted" in x).replace("\\", "")
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:13] == ["**interrupted**", *[_wording.ABSENT] * 9]
+    assert _wording.ABSENT not in cells[13:]
+    (told,) = (x for x in render("table", cut).splitlines() if "interrupted" in x and "stopped" not in x)
+    assert "µs" not in told
+    assert "ms" not in told
+
+
+def test_the_notes_count_no_cell_that_was_cut_short() -> None:
+    notes = _wording.notes(metrics.rows(unfinished(records.demo_run(samples=120))))
+    assert "median over 6 blocks" in notes[0]
+    assert "highest of 3 memory blocks" in notes[1]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "csv"])
+def test_more_threads_than_cores_are_said_once(name: str) -> None:
+    """The device of these records has two cores."""
+    told = "local has 2 cores for the agent: with 3 and 8 threads, some wait while others run"
+    assert told in render(name, records.demo_run(threads=(1, 2, 3, 8), samples=120))
+    assert "for the agent" not in render(name, records.demo_run(threads=(1, 2), samples=120))
+    unknown = records.demo_run(threads=(8,), samples=120, facts={})
+    assert "for the agent" not in render(name, unknown)
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_hostile_names_and_reasons_stay_text(name: str) -> None:
     of = records.cell(HOSTILE, model=HOSTILE)
@@ -202,3 +244,61 @@ def test_what_a_figure_means_is_written_out() -> None:
 )
 def test_bounds_share_their_unit_only_if_they_have_the_same(low: str, high: str, text: str) -> None:
     assert units.joined(low, high) == text
+
+
+TROUBLED = replace(
+    records.medians(1000, 1100),
+    incidents=(
+        Incident(kind="retried", utc="2026-01-02T03:04:05Z", block="latency 3", text="SIGKILL (9) ended it."),
+        Incident(kind="rebooted", utc="2026-01-02T03:05:05Z", block="memory 1", text="It restarted."),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", ["table", "markdown", "html", "json"])
+def test_what_was_mended_is_told(name: str) -> None:
+    text = render(name, records.run([TROUBLED])).replace("\\", "")
+    text = " ".join(text.split())
+    assert "latency block 3 was run again: SIGKILL (9) ended it." in text
+    assert "memory block 1 was run again after the device restarted: It restarted." in text
+
+
+def test_many_troubles_are_counted_and_not_all_named() -> None:
+    many = [replace(TROUBLED.incidents[0], block=f"latency {n}") for n in range(40)]
+    lines = _wording.incidents([replace(TROUBLED, incidents=tuple(many))])
+    assert len(lines) == _wording.MOST_INCIDENTS + 1
+    assert lines[-1] == "28 more such incidents are in the records."
+
+
+@pytest.mark.parametrize("name", ["table", "markdown", "json"])
+def test_a_setting_that_was_not_taken_says_why(name: str) -> None:
+    block = TROUBLED.blocks[0]
+    settings = {"governor": Setting(requested="performance", observed=None)}
+    refused = replace(block, settings=settings, facts={"settings_not_taken": {"governor": "no cpufreq"}})
+    text = render(name, records.run([replace(TROUBLED, blocks=(refused,))])).replace("\\", "")
+    said = "governor was asked as performance and read back as nothing in 1 block (no cpufreq)."
+    assert said in " ".join(text.split())
+
+
+def test_an_emulated_device_is_ranked_in_no_report() -> None:
+    """It is the fastest by far, and stands beside a real one: nobody calls it that."""
+    real = records.demo_run(samples=40, blocks=3, device="pi5")
+    fake = records.demo_run(
+        samples=40, blocks=3, device="qemu", speed=50, facts={**records.DEVICE_FACTS, "emulated": True}
+    )
+    both = records.run([*real.records, *fake.records])
+    derived = json.loads(render("json", both))
+    by_device = {group["device"]: group for group in derived["rankings"]}
+    assert len(by_device["pi5"]["fastest_first"]) == 12
+    assert by_device["qemu"]["fastest_first"] == by_device["qemu"]["pareto_front"] == []
+    assert by_device["qemu"]["speed_over_uncompressed"] == by_device["qemu"]["fastest_over_others"] == []
+    assert by_device["qemu"]["fastest_within_score_loss"] is None
+    table = pd.read_csv(io.StringIO(render("csv", both)))
+    assert dict(table.groupby("device")["emulated"].all()) == {"pi5": False, "qemu": True}
+    for name in ("table", "markdown", "html"):
+        text = " ".join(render(name, both).replace("\\", "").replace("&#39;", "'").split())
+        assert "qemu is emulated: its times are the emulator's" in text, name
+        assert "The fastest form of digits_cnn on pi5" in text, name
+        assert "The fastest form of digits_cnn on qemu" not in text, name
+        assert "fastest of each format per device" in text, name
+        assert "not ranked: emulated" in text, name

@@ -32,6 +32,7 @@ STORED = (
     types.Block,
     types.MemoryMark,
     types.Setting,
+    types.Incident,
 )
 QUERIES = re.findall(r"^jq (-\w) '(.+?)' results/demo/\*--\*\.json$", README, re.MULTILINE)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,69 @@ def test_finding_the_wheel_imports_neither_it_nor_torch(tmp_path: Path, pretend:
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert calls(pretend) == 1
+
+
+#: Has what pulls new symbols in: a global constructor, and a counter that is shared by threads.
+PROGRAM = """
+#include <cstdio>
+#include <memory>
+static std::shared_ptr<int> value = std::make_shared<int>(42);
+int main(int argc, char**) {
+  std::shared_ptr<int> copy = value;
+  std::printf("%d %d", *copy, argc);
+}
+"""
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_a_portable_program_starts_on_old_systems(machine: str, tmp_path: Path) -> None:
+    compiler = runners.compiler_for(machine)
+    if isinstance(compiler, NoRunner):
+        pytest.skip(compiler.reason)
+    (tmp_path / "program.cpp").write_text(PROGRAM)
+    made = tmp_path / "program"
+    sources = [str(tmp_path / "program.cpp"), str(runners.SOURCES / "old_glibc.cpp")]
+    argv = [compiler, *runners.FLAGS, "-Werror", *sources, "-o", str(made), *runners.PORTABLE]
+    subprocess.run(argv, check=True)
+    assert (2,) < runners.glibc_needed([made]) <= (2, 17)
+    if machine == platform.machine():
+        assert subprocess.run([made], capture_output=True, text=True).stdout == "42 1"
+
+
+def test_a_runner_for_a_device_runs_here_and_needs_no_new_glibc(tmp_path: Path) -> None:
+    """The installed wheel, packed again, is that of a device like this machine."""
+    installed = executorch_folder()
+    wheel = tmp_path / "wheel" / "executorch.whl"
+    wheel.parent.mkdir()
+    paths = [path for name in ("include", "lib") for path in (installed / name).rglob("*") if path.is_file()]
+    with zipfile.ZipFile(wheel, "w") as file:
+        for path in paths:
+            file.write(path, f"executorch/{path.relative_to(installed)}")
+    runner = runners.cross(platform.machine(), wheel, "9.9", tmp_path / "cache")
+    assert isinstance(runner, Runner)
+    libraries = [runner.library_dir / f"lib{name}.so" for name in runners.LIBRARIES]
+    assert sorted(runner.library_dir.iterdir()) == sorted(libraries)  # and no more
+    assert runners.glibc_needed([runner.path]) <= (2, 17)
+    assert runners.glibc_needed([runner.path, *libraries]) <= (2, 28)
+    env = {"LD_LIBRARY_PATH": str(runner.library_dir)}
+    done = subprocess.run([runner.path, "mode=probe"], env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == '{"event":"end","status":"ok"}'
+    assert runners.cross(platform.machine(), wheel, "9.9", tmp_path / "cache") == runner
+
+
+def test_no_compiler_for_another_machine_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    found = runners.compiler_for("aarch64")
+    assert isinstance(found, NoRunner)
+    assert "apt install g++-aarch64-linux-gnu" in found.reason
+    assert runners.compiler_for("riscv64") == NoRunner(reason="no compiler for riscv64 is known")
+
+
+def executorch_folder() -> Path:
+    spec = importlib.util.find_spec("executorch")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))

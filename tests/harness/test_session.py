@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from harness import runners
+from harness.agent_process import ENVIRONMENT
 from harness.core import codec
 from harness.core.errors import CellError, DeviceError, EdgebenchError
 from harness.core.types import Device, Job
-from harness.session import ENVIRONMENT, Session, open_session
+from harness.session import Session, open_session
 from tests.harness.streams import END, HELLO, JOB, LATENCY_EVENTS, START, lines
 
 

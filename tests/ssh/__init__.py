@@ -1,0 +1,1 @@
+"""Devices over ssh, against real OpenSSH servers on loopback."""
