@@ -135,7 +135,7 @@ def learn(
 
 def require_layer(module: nn.Module, name: str, option: str) -> nn.Module:
     """The layer *name* of *module*; UsageError, naming the option, if there is none."""
-    layers = {n: m for n, m in module.named_modules() if n}
+    layers: dict[str, nn.Module] = {n: m for n, m in module.named_modules() if n}
     if name not in layers:
         unknown = plugins.unknown("layer", name, layers)
         raise UsageError(f"{option}: {unknown.message}", hint=unknown.hint)

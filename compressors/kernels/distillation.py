@@ -37,7 +37,7 @@ def same_places(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both [n, c, h, w] averaged down to the smaller height and width of the two; others as they are."""
     if student.ndim != 4 or teacher.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
         return student, teacher
-    size = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     return functional.adaptive_avg_pool2d(student, size), functional.adaptive_avg_pool2d(teacher, size)
 
 
