@@ -1,8 +1,8 @@
 """
 What a teacher is worth: a student of digits_cnn with and without its answers, over several seeds.
 
-The student (small_model: 7,298 parameters, 1/12.8 of its teacher) is trained in the same way twice: same first
-weights, same batches, 12 epochs, one-cycle rate up to 0.02; once on labels alone and once on
+The student (small_model: 7,298 parameters, 1/12.8 of its teacher) is trained in the same way twice: same
+first weights, same batches, 12 epochs, one-cycle rate up to 0.02; once on labels alone and once on
 0.1 labels + 0.9 teacher's answers at temperature 8. The setting was chosen on the validation split with other
 seeds, the rate as the better one for labels alone; what is printed is of the test split. A third student
 learns from the teacher for 60 epochs: what is left of the teacher at a tenth of its size.
@@ -114,9 +114,9 @@ def _told(results: Sequence[Result]) -> bool:
     low, high = interval(gains)
     print(f"\nGain of the teacher at 12 epochs by seed: {', '.join(f'{g:+.2f}' for g in gains)} points")
     lost = statistics.fmean(r.teacher - r.students[long] for r in results)
+    gain = statistics.fmean(gains)
     judged = {
-        f"the gain is {statistics.fmean(gains):+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}": low
-        > 0,
+        f"the gain is {gain:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}": low > 0,
         f"1/{big / small:.1f} of the parameters, {lost:.2f} points lost (at most {MOST_LOSS})": (
             small <= MOST_SHARE * big and lost <= MOST_LOSS
         ),

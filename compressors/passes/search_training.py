@@ -67,7 +67,7 @@ class Options(shared.PassOptions):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise ValueError(
-                    f"{name}: must be two numbers, 0 < least ≤ most ≤ {most:g}, found {low}, {high}"
+                    f"{name} must be two numbers, 0 < least ≤ most ≤ {most:g}, found {low}, {high}"
                 )
         for name in ("batch_sizes", "patiences"):
             if any(value < 1 for value in getattr(self, name)):
