@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compressors import cache, steps, stored, task, teaching, tuning
-from compressors.build import BuildRequest
+from compressors.build import BuildRequest, build
 from compressors.constraints import broken
 from compressors.kernels import distillation
 from compressors.passes import distil
@@ -21,7 +21,7 @@ from compressors.state import State
 from compressors.training import tidy
 from harness.core.errors import NotApplicable, UsageError
 from harness.core.types import Recipe, Step
-from tests.compressors.conftest import ignore
+from tests.compressors.conftest import FORMATS, artifacts, ignore, request
 from tests.compressors.models import MODELS, run_pass, trained, zeros
 
 QUICK: dict[str, Any] = {"epochs": 1, "lr": 0.005}
@@ -225,19 +225,16 @@ def _request(folder: Path, *steps_: Step) -> BuildRequest:
 def test_step_before_teaches_from_memory_and_from_the_cache(tmp_path: Path) -> None:
     shutil.copy(MODELS["plain"], tmp_path / "plain_task.py")
     prune = Step(name="prune_weights", options={"ratio": 0.5, "finetune": {"epochs": 0}})
-    found = []
-    for root in ("one", "one", "two"):
-        epochs = 1 + len(found) % 2
-        learn = Step(
-            name="distil", options={"teacher": "prune_weights", "student": "small_model", "epochs": epochs}
-        )
-        request = _request(tmp_path, prune, learn)
-        loaded = task.load(request.model)
-        found.append(steps.run(request, loaded, tmp_path / root, ignore))
-    assert found[1][1][1].cached
-    assert "learned from prune_weights" in found[1][1][2].note
-    one, again = (state.module.state_dict() for state, _ in (found[0], found[2]))
-    assert all(torch.equal(one[name], again[name]) for name in one)
+    learn = Step(name="distil", options={"teacher": "prune_weights", "student": "small_model", "epochs": 1})
+    asked = _request(tmp_path, prune, learn)
+    loaded = task.load(asked.model)
+    one, _ = steps.run(asked, loaded, tmp_path, ignore)
+    shutil.rmtree(cache.folder(tmp_path, "steps", cache.step_keys(asked)[-1]))
+    again, reports = steps.run(asked, loaded, tmp_path, ignore)
+    assert [report.cached for report in reports] == [True, True, False]
+    assert "learned from prune_weights" in reports[-1].note
+    weights = one.module.state_dict(), again.module.state_dict()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_changed_student_file_is_another_step(tmp_path: Path) -> None:
@@ -245,11 +242,26 @@ def test_changed_student_file_is_another_step(tmp_path: Path) -> None:
     student = tmp_path / STUDENT
     shutil.copy(Path(__file__).with_name(STUDENT), student)
     for name in (STUDENT, f"{STUDENT}:model", str(student)):
-        request = _request(tmp_path, Step(name="distil", options={"student": name}))
-        before = cache.step_keys(request)
+        asked = _request(tmp_path, Step(name="distil", options={"student": name}))
+        before = cache.step_keys(asked)
         text = student.read_text()
         student.write_text(text.replace("16", "12"))
-        after = cache.step_keys(request)
+        after = cache.step_keys(asked)
         student.write_text(text)
         assert before[0] == after[0]
         assert before[1] != after[1]
+
+
+def test_student_with_replaced_blocks_passes_the_gate_of_every_format(tmp_path: Path) -> None:
+    recipe = Recipe(
+        name="taught",
+        steps=(
+            Step(name="distil", options={"student": "small_model", "epochs": 4, "lr": 0.02}),
+            Step(name="replace_blocks", options={"blocks": ["2"], "kind": "depthwise"}),
+            Step(name="quantise", options={"calibration": 32}),
+        ),
+    )
+    shutil.copy(MODELS["plain"], tmp_path / "plain_task.py")
+    found = artifacts(build(request(recipe, tmp_path / "plain_task.py"), tmp_path / "cache", ignore))
+    assert found.keys() == set(FORMATS)
+    assert {a.parameters for a in found.values()} == {978 - 584 + 72 + 72}

@@ -111,7 +111,7 @@ def test_every_kind_of_model_gets_smaller(name: str, options: dict[str, Any]) ->
     assert report.parameters < model.report.parameters
     assert report.macs < model.report.macs
     assert any(isinstance(layer, Replacement) for layer in state.module.modules())
-    assert any(change.kind.endswith(("-> Replacement", "-> gone")) for change in report.layers)
+    assert any(change.kind.endswith(("-> Replacement", "-> nothing")) for change in report.layers)
     assert report.score is not None
     assert report.score > 0.5
 
