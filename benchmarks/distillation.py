@@ -143,11 +143,11 @@ def _told(results: Sequence[Result]) -> bool:
             f"{name}: the teacher is worth {statistics.fmean(gains):+.2f} points, 95 % interval {low:+.2f} to"
             f" {high:+.2f}; by seed {', '.join(f'{g:+.2f}' for g in gains)}"
         )
-    lost = statistics.fmean(r.teacher - r.students[long] for r in results)
+    missing = statistics.fmean(r.teacher - r.students[long] for r in results)
     judged = {
         "with few images the teacher is worth more than nothing": low > 0,
-        f"1/{big / small:.1f} of the parameters, {lost:.2f} points lost (at most {MOST_LOSS})": (
-            small <= MOST_SHARE * big and lost <= MOST_LOSS
+        f"1/{big / small:.1f} of the parameters, {missing:.2f} points lost (at most {MOST_LOSS})": (
+            small <= MOST_SHARE * big and missing <= MOST_LOSS
         ),
     }
     print()

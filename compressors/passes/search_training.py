@@ -161,15 +161,15 @@ def _search(study: optuna.Study, state: State, options: Options, context: Contex
             if options.sampler == "tpe"
             else optuna.samplers.RandomSampler(seed=seed)
         )
-        params = study.ask(space).params if done else _usual(space)
+        trial = study.ask(space) if done else None
+        params = trial.params if trial else _usual(space)
         reason, value, after = "", None, None
         try:
             after = _train(state, params, options, context, done)
             value = score.of_validation(after.module, context.task)
         except EdgebenchError as error:  # e.g. the loss became NaN: this one is no good, the next may be
             reason = error.message
-        _keep(study, space, params, value, reason)
-        number = len(study.trials) - 1
+        number = _keep(study, trial, space=space, params=params, value=value, reason=reason)
         if after is not None and value is not None and value > best[0]:
             best = (value, {number: after})
         done += 1
@@ -184,21 +184,30 @@ def _counts(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 def _keep(
-    study: optuna.Study, space: dict[str, Any], params: dict[str, Any], value: float | None, reason: str
-) -> None:
-    """Write a finished trial into the study, and so into its file."""
+    study: optuna.Study,
+    trial: optuna.Trial | None,
+    *,
+    space: dict[str, Any],
+    params: dict[str, Any],
+    value: float | None,
+    reason: str,
+) -> int:
+    """Write a finished trial into the study, and so into its file; its number there."""
     import optuna
 
-    states = optuna.trial.TrialState
-    study.add_trial(
-        optuna.trial.create_trial(
-            state=states.FAIL if value is None else states.COMPLETE,
-            params=params,
-            distributions=space,
-            value=value,
-            user_attrs={"reason": reason} if value is None else {},
+    state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
+    told = {"reason": reason} if value is None else {}
+    if trial is None:  # the first one, which the study did not choose
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state, params=params, distributions=space, value=value, user_attrs=told
+            )
         )
-    )
+        return len(study.trials) - 1
+    for key, text in told.items():
+        trial.set_user_attr(key, text)
+    study.tell(trial, value, state=state)
+    return int(trial.number)
 
 
 def _space(options: Options) -> dict[str, Any]:
