@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressors import teaching
 from compressors.kernels import distillation
-from compressors.options import FineTuning
+from compressors.options import Training
 from compressors.state import Context, State
 from compressors.training import Hooks, fit
 from harness.core.errors import UsageError
@@ -41,7 +41,7 @@ def train(
     state: State,
     teacher: nn.Module,
     pairs: teaching.Pairs,
-    options: FineTuning,
+    options: Training,
     context: Context,
     *,
     stage: str,

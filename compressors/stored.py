@@ -35,7 +35,17 @@ from harness.core.errors import UsageError
 LIBRARIES = ("torch", "transformers", "compressors")
 _PLAIN = (bool, int, float, str, type(None))
 #: What reading a file that is damaged or does not fit can raise.
-_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, EOFError, AttributeError, TypeError, UsageError)
+_DAMAGED = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    UsageError,
+)
 
 
 class CannotStore(Exception):

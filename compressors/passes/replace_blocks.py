@@ -43,8 +43,8 @@ class Options(shared.PassOptions):
         default=True,
         description="add a new block's input to its output where the old block's output is near its input",
     )
-    training: shared.FineTuning = Field(
-        default=shared.FineTuning(epochs=5, lr=5e-3),
+    training: shared.Training = Field(
+        default=shared.Training(epochs=5, lr=5e-3),
         description="training of each block alone on the old block's inputs and outputs",
     )
     finetune: shared.FineTuning = Field(
