@@ -22,7 +22,7 @@ from harness.core.types import SUFFIXES, Artifact, Failure, FormatName, Recipe, 
 #: Failures that the same inputs give again; others are worth another try.
 DETERMINISTIC: tuple[Status, ...] = ("unsupported_op", "export_failed", "wrong_output")
 #: Libraries whose version decides what a step gives.
-STEP_LIBRARIES = ("torch", "torchao", "torch-pruning", "executorch", "numpy", "scikit-learn")
+STEP_LIBRARIES = ("torch", "torchao", "torch-pruning", "executorch", "numpy", "scikit-learn", "optuna")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,8 @@ def step_keys(request: BuildRequest) -> tuple[str, ...]:
     known = plugins.names("compressors.passes")
     for step in request.recipe.steps:
         code = source.own_digest(f"passes/{step.name}") if step.name in known else ""
-        keys.append(digest([keys[-1], step.name, dict(step.options), code]))
+        files = source.option_digests(step.options, request.model)
+        keys.append(digest([keys[-1], step.name, dict(step.options), code, *files]))
     return tuple(keys)
 
 

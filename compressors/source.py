@@ -7,8 +7,9 @@ import functools
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.core import plugins
 from harness.core.errors import UsageError
@@ -69,6 +70,20 @@ def _label(file: Path, folder: Path) -> str:
     whole = Path(os.path.abspath(file))  # noqa: PTH100 - a link keeps the name that it is opened by
     below = Path(os.path.abspath(folder))  # noqa: PTH100
     return whole.relative_to(below).as_posix() if whole.is_relative_to(below) else str(whole)
+
+
+def option_digests(options: Mapping[str, Any], model: str) -> list[str]:
+    """Digests of the Python files and tasks that a step's *options* name: another teacher, another step."""
+    found = []
+    for value in options.values():
+        if not isinstance(value, str):
+            continue
+        file = value.partition(".py:")[0] + ".py" if ".py:" in value else value
+        places = [Path(file).expanduser(), locate(model).parent / file]
+        places += [_PACKAGE / "tasks" / f"{file}.py"] if file in plugins.names(TASKS) else []
+        path = next((p for p in places if p.suffix == ".py" and p.is_file()), None)
+        found += [task_digest(path)] if path else []
+    return found
 
 
 def siblings(path: Path) -> list[Path]:

@@ -78,3 +78,5 @@ class Context:
     report: Callable[[Progress], None]
     original: nn.Module  # the trained model before any pass
     before: tuple[str, ...] = ()  # the steps that are done, "train" first
+    #: The model after the last step of a name that is in *before*; None if it was not kept.
+    earlier: Callable[[str], nn.Module | None] = lambda name: None  # noqa: ARG005

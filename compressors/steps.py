@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
+from torch import nn
 
 from compressors import cache, contract, exporting, memory, order, stored
 from compressors.cache import BuildRequest
@@ -54,18 +56,32 @@ def run(request: BuildRequest, task: Task, root: Path, report: Report) -> Done:
         state, later = start
         reports = (*reports, *later)
     context = Context(task=task, seed=request.seed, report=report, original=original)
+    kept: dict[str, nn.Module] = {}  # the last model after each step, for passes that ask for it
     for i in range(len(reports), len(places)):
         step = request.recipe.steps[i - 1]
         with cache.lock(places[i], lambda name=step.name: _waiting(report, name)):  # type: ignore[misc]
             found = _load(task, request.seed, places[i])
             if found is None:
-                context = dataclasses.replace(context, before=tuple(r.name for r in reports))
+                done_before = tuple(r.name for r in reports)
+                earlier = functools.partial(
+                    _earlier, kept, dict(zip(done_before, places, strict=False)), task, request.seed
+                )
+                context = dataclasses.replace(context, before=done_before, earlier=earlier)
                 state, done = apply_step(step, options[i - 1], state, context, reports[-1])
                 done = _save(places[i], state, done, task, request.seed)
             else:
                 state, done = found
         reports = (*reports, done)
+        kept[done.name] = state.module
     return state, reports
+
+
+def _earlier(
+    kept: dict[str, nn.Module], places: dict[str, Path], task: Task, seed: int, name: str
+) -> nn.Module | None:
+    """The model after the last step *name*: of this run, or else from the cache."""
+    found = None if name in kept else _load(task, seed, places[name])
+    return found[0].module if found else kept.get(name)
 
 
 def _trained(request: BuildRequest, task: Task, place: Path, report: Report) -> Done:

@@ -35,7 +35,17 @@ from harness.core.errors import UsageError
 LIBRARIES = ("torch", "transformers", "compressors")
 _PLAIN = (bool, int, float, str, type(None))
 #: What reading a file that is damaged or does not fit can raise.
-_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, EOFError, AttributeError, TypeError, UsageError)
+_DAMAGED = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    UsageError,
+)
 
 
 class CannotStore(Exception):
@@ -175,8 +185,8 @@ def _module(name: str, task: Task) -> Any:
 def _is_known(name: str, task: Task) -> bool:
     """Whether *name* is a module of a library of models, or one that the task's file brought."""
     root = name.split(".", maxsplit=1)[0]
-    file = getattr(sys.modules.get(name), "__file__", None)
-    return root in LIBRARIES or (file is not None and Path(file).is_relative_to(task.path.parent))
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or task.path.parent / f"{name}.py")
+    return root in LIBRARIES or (file.is_file() and file.is_relative_to(task.path.parent))
 
 
 def _is_part(value: object, task: Task) -> bool:

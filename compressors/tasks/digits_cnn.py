@@ -41,6 +41,24 @@ def model() -> nn.Module:
     )
 
 
+def small_model() -> nn.Module:
+    """A student of 7,298 parameters, 1/12.8 of the model's: 8C3-P2-16C3-P2-16C3-24F-10."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 24),
+        nn.ReLU(),
+        nn.Linear(24, 10),
+    )
+
+
 def example_inputs() -> tuple[Tensor, ...]:
     """One empty image."""
     return (torch.zeros(1, 1, 28, 28),)

@@ -26,6 +26,7 @@ EXTRAS = {
     "torch_pruning": "torch",
     "sklearn": "torch",
     "tensorly": "torch",
+    "optuna": "torch",
     "executorch": "executorch",
     "onnx": "onnx",
     "onnxscript": "onnx",

@@ -42,3 +42,22 @@ def validation_loader() -> list[tuple[Tensor, Tensor]]:
 
 def test_loader() -> list[tuple[Tensor, Tensor]]:
     return [(x[1500:], y[1500:])]
+
+
+def small_model() -> nn.Module:
+    """A student: 1/5 of the parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, 16),
+        nn.ReLU(),
+        nn.Linear(16, 10),
+    )
+
+
+def five_classes() -> nn.Module:
+    """A student that does not fit."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
