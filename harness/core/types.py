@@ -151,6 +151,16 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A model file as it is downloaded: packed without loss, unpacked on the device before it is loaded."""
+
+    path: str
+    sha256: str
+    bytes: int
+    xz_bytes: int  # of the model file after xz -9e, to compare with; Artifact.gzip_bytes is the other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """A model file that passed the host parity gate, or one that was made elsewhere."""
 
@@ -179,6 +189,8 @@ class Artifact:
     score_reason: str | None = None  # why score is None
     steps: tuple[StepReport, ...] = ()
     cached: bool = False
+    container: Container | None = None  # of a recipe with the step huffman
+    container_reason: str | None = None  # why there is none although the recipe asks for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
