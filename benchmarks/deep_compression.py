@@ -24,7 +24,7 @@ from pathlib import Path
 from compressors import build, container
 from harness import config
 from harness.core.places import cache_dir
-from harness.core.types import FormatName, Progress
+from harness.core.types import Failure, FormatName, Progress
 
 #: What must be reached: times smaller, from the task's model to the container.
 TARGETS = {"lenet_300_100": 40.0, "lenet5": 38.0}
@@ -77,14 +77,14 @@ def _build_all(cells: Sequence[tuple[str, int]], args: argparse.Namespace) -> No
             running.append(subprocess.Popen([sys.executable, __file__, *common, "--only", model, str(seed)]))
         done = running.pop(0)
         if done.wait():
-            raise SystemExit(f"{done.args} failed")  # the process has said why
+            raise SystemExit(done.returncode)  # the process has said why
 
 
 def _row(model: str, seed: int, name: FormatName, cache: Path) -> Row:
     recipe = config.load_recipe(f"deep_compression_{model}")
     request = build.BuildRequest(model=model, recipe=recipe, formats=(name,), seed=seed)
     artifact = build.build(request, cache, _silent)[name]
-    if isinstance(artifact, build.Failure):
+    if isinstance(artifact, Failure):
         raise SystemExit(f"{model}, seed {seed}: {artifact.status}: {artifact.reason}")
     assert artifact.container is not None, artifact.container_reason
     assert artifact.score is not None
@@ -125,7 +125,7 @@ def _print(model: str, rows: Sequence[Row], target: float) -> bool:
     print(
         f"mean  accuracy {_spread(before)} -> {_spread(after)}; lost {_spread(drops)}; {_spread(smaller, 1)}x"
     )
-    small, kept = min(smaller) >= target, statistics.mean(drops) <= 0
+    small, kept = bool(min(smaller) >= target), statistics.mean(drops) <= 0
     print(
         f"      {'reached' if small else 'NOT REACHED'}: at least {min(smaller):.1f}x in every seed;"
         f" {'no' if kept else 'SOME'} accuracy lost in the mean"

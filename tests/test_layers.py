@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "compressors.build",
     ),
     "harness.building": ("harness.core", "compressors.build"),
-    "harness.measuring": ("harness.core", "harness.session", "harness.store"),
+    "harness.measuring": ("harness", "harness.core", "harness.session", "harness.store", "harness.unpacking"),
+    "harness.unpacking": ("harness.core", "harness.session", "device_agents"),
     "harness.session": ("harness.core", "harness.runners", "harness.transports", "device_agents"),
     "harness.runners": ("harness.core", "device_agents"),
     "harness.store": ("harness.core",),
@@ -49,6 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.meters": ("harness.core",),
     "harness.core": ("harness.core",),
     "compressors": ("harness.core", "compressors"),
+    "compressors.container": ("harness.core", "compressors", "device_agents"),  # what it packs, it unpacks
     "device_agents": (),
 }
 #: Folders of plugins: a plugin imports no sibling, only its package and its package's _private modules.

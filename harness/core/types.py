@@ -150,6 +150,10 @@ class StepReport:
     layers: tuple[LayerChange, ...] = ()
 
 
+#: Why most files have no container.
+NOT_PACKED = "the recipe packs no file (step huffman)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
     """A model file as it is downloaded: packed without loss, unpacked on the device before it is loaded."""
@@ -239,6 +243,9 @@ class Job:
     min_iterations: int
     min_time_s: float
     timeout_s: float
+    unpacked: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what getting *model* out of its container cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
