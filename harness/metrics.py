@@ -7,7 +7,7 @@ What each figure is:
   interpolation between neighbours). Values of different blocks are never pooled. The interval is
   Student's t, 95 %, df = blocks - 1, over the logarithms of the block percentiles, taken back by exp: it
   is the interval of their geometric mean, the same model that harness.compare uses for ratios.
-- *load_ns, first_inference_ns, decode_ns (of a packed file), cpu_over_wall*: median over latency blocks, with smallest and largest.
+- *load_ns, first_inference_ns, decode_ns, cpu_over_wall*: median over blocks, with smallest and largest.
 - *memory*: all figures come from the one memory block with the highest peak, so that they add up; the
   range is over all memory blocks. Resident means VmRSS + VmSwap at a mark; the peak is the largest
   max(VmHWM, VmRSS + VmSwap) of the marks after the baseline. Model memory is peak minus baseline.
