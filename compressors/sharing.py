@@ -23,7 +23,7 @@ class PrototypeConv(nn.Module):
         self.prototypes = prototypes  # [k, *kernel]; one object for all layers of a dictionary
         self.factors = nn.Parameter(factors)  # [out, in / groups]
         self.bias = conv.bias
-        small = torch.uint8 if len(prototypes) <= 256 else torch.int16
+        small = torch.int8 if len(prototypes) <= 128 else torch.int16  # no uint8: not in TFLite's exporter
         self.register_buffer("numbers", numbers.to(small))
         self.stride, self.padding, self.dilation, self.groups = (
             conv.stride,
@@ -32,15 +32,18 @@ class PrototypeConv(nn.Module):
             conv.groups,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As the convolution with the kernels put together."""
+    @property
+    def weight(self) -> Tensor:
+        """The kernels put together, as the convolution had them."""
         numbers = self.get_buffer("numbers").long()
         kernels = self.prototypes[numbers.flatten()].reshape(*numbers.shape, *self.prototypes.shape[1:])
-        factors = self.factors.reshape(*self.factors.shape, *[1] * (self.prototypes.ndim - 1))
-        run: Any = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[kernels.ndim]
-        found: Tensor = run(
-            x, factors * kernels, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return self.factors.reshape(*self.factors.shape, *[1] * (self.prototypes.ndim - 1)) * kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution with these kernels."""
+        weight = self.weight
+        run: Any = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[weight.ndim]
+        found: Tensor = run(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return found
 
     def extra_repr(self) -> str:

@@ -90,7 +90,7 @@ def _tied(state: State, options: Options) -> State:
     groups = sharing.alike(chosen)
     if not groups:
         raise NotApplicable(
-            f"share does not apply: no two of the layers {', '.join(chosen)} have one type, shape and setting.",
+            f"share does not apply: no two of {', '.join(chosen)} have one type, shape and setting.",
             hint="what: kernels shares the kernels of convolutions.",
         )
     module = copy.deepcopy(state.module)
@@ -146,7 +146,10 @@ def _dictionary(state: State, options: Options, context: Context) -> State:
     module = copy.deepcopy(state.module)
     after = state.replaced(module)
     for members in many:
-        after = (_scaled if options.scales else _equal)(after, members, fitting, options, context)
+        if options.scales:
+            after = _scaled(after, members, fitting, options, context)
+        else:
+            after = _equal(after, members, options, context)
     uses = sum(_kernels(state, members) for members in many)
     note = f"{uses:,} kernels are {options.kernels * len(many):,} prototypes in {len(many)} dictionaries"
     return state.replaced(
@@ -201,9 +204,7 @@ def _scaled(
     )
 
 
-def _equal(
-    state: State, members: list[str], names: dict[str, str], options: Options, context: Context
-) -> State:
+def _equal(state: State, members: list[str], options: Options, context: Context) -> State:
     """Plain convolutions whose kernels are equal where they share one, promised to all later steps."""
     import torch
 

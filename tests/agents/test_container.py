@@ -1,4 +1,4 @@
-"""The decoder as a device runs it: a program of its own, events on standard output, files whole or not at all."""
+"""The decoder as a device runs it: events on standard output, files whole or not at all."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ def one_layer(rows: list[list[float]]) -> State:
 
 
 def clustered(state: State, **options: Any) -> State:
-    return cluster.apply(state, cluster.Options(**options, **NONE), trained("plain").context)
+    chosen = cluster.Options.model_validate({**options, **NONE})
+    return cluster.apply(state, chosen, trained("plain").context)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -175,7 +176,7 @@ def test_a_layer_that_is_not_there_and_a_model_without_weights() -> None:
 
 
 def test_as_many_values_as_weights_is_refused_as_bigger() -> None:
-    """64 weights as numbers of 64 values need more than the weights: counting says so, the contract refuses."""
+    """64 weights as numbers of 64 values need more bytes than the weights: the contract refuses."""
     tabular = trained("tabular")
     with pytest.raises(CellError, match="bigger or slower: bytes"):
         run_pass("cluster", {"bits": 15, "include": ["6"], **NONE}, tabular)

@@ -1,4 +1,4 @@
-"""The container: codes worked by hand, files that come back exactly, gains that are real, damage that is told."""
+"""The container: codes worked by hand, files that come back exactly, real gains, damage that is told."""
 
 from __future__ import annotations
 
