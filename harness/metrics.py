@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from harness.core import stats
-from harness.core.types import NOT_PACKED, Block, Cell, MemoryMark, Record, Run, Runtime, Score, Status
+from harness.core.types import Block, Cell, MemoryMark, Record, Run, Runtime, Score, Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,10 +238,9 @@ def _median(blocks: Iterable[Block], value_of: Callable[[Block], float], unit: s
 
 def _decode(record: Record, absent: str) -> Metric:
     """How long the device unpacked the file before each block."""
-    if (made := record.artifact) is not None and made.container is None:
-        absent = made.container_reason or NOT_PACKED
-    blocks = (b for b in record.blocks if "container" in b.facts)
-    return _median(blocks, lambda b: b.facts["container"]["decode_ns"], "ns", absent)
+    absent = record.artifact.not_packed if record.artifact and not record.artifact.container else absent
+    packed = [b for b in record.blocks if "container" in b.facts]
+    return _median(packed, lambda b: b.facts["container"]["decode_ns"], "ns", absent)
 
 
 def _cpu_over_wall(timed: Sequence[Block], absent: str) -> Metric:
@@ -332,11 +331,10 @@ def _artifact(record: Record) -> dict[str, Metric]:
     absent = record.reason or "there is no file"
     uncounted = absent if made is None else "not known for a file that was made elsewhere"
     parity, packed = (made.parity, made.container) if made else (None, None)
-    unpacked = absent if made is None else made.container_reason or NOT_PACKED
     return {
         "file_bytes": _exact(made.bytes if made else None, "B", absent),
         "gzip_bytes": _exact(made.gzip_bytes if made else None, "B", absent),
-        "container_bytes": _exact(packed.bytes if packed else None, "B", unpacked),
+        "container_bytes": _exact(packed.bytes if packed else None, "B", made.not_packed if made else absent),
         "parameters": _exact(made.parameters if made else None, "1", uncounted),
         "nonzeros": _exact(made.nonzeros if made else None, "1", uncounted),
         "macs": _exact(made.macs if made else None, "1", uncounted),

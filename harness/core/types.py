@@ -150,10 +150,6 @@ class StepReport:
     layers: tuple[LayerChange, ...] = ()
 
 
-#: Why most files have no container.
-NOT_PACKED = "the recipe packs no file (step huffman)"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
     """A model file as it is downloaded: packed without loss, unpacked on the device before it is loaded."""
@@ -195,6 +191,11 @@ class Artifact:
     cached: bool = False
     container: Container | None = None  # of a recipe with the step huffman
     container_reason: str | None = None  # why there is none although the recipe asks for it
+
+    @property
+    def not_packed(self) -> str:
+        """Why there is no container, where there is none."""
+        return self.container_reason or "the recipe packs no file (step huffman)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
