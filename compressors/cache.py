@@ -152,9 +152,7 @@ def sha256(path: Path) -> str:
 def store(place: Path, result: Artifact | Failure) -> None:
     """Write *result* into the folder *place*; an artifact's paths are stored relative to it."""
     if isinstance(result, Artifact):
-        relative = dataclasses.replace(
-            result, path=Path(result.path).name, check_path=Path(result.check_path).name, cached=False
-        )
+        relative = dataclasses.replace(placed(result, lambda path: Path(path).name), cached=False)
         (place / "artifact.json").write_text(codec.dumps(relative, indent=1) + "\n", encoding="utf-8")
     else:
         (place / "failure.json").write_text(codec.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -171,14 +169,26 @@ def fetch(place: Path) -> Artifact | Failure | None:
         path, check = place / artifact.path, place / artifact.check_path
         if sha256(path) != artifact.sha256 or not check.is_file():
             return None
+        packed = artifact.container
+        if packed is not None and sha256(place / packed.path) != packed.sha256:
+            return None
     except (OSError, ValueError, EdgebenchError):
         return None
     return dataclasses.replace(
-        artifact,
-        path=str(path.resolve()),
-        check_path=str(check.resolve()),
+        placed(artifact, lambda path: str((place / path).resolve())),
         cached=True,
         steps=tuple(dataclasses.replace(step, cached=True) for step in artifact.steps),
+    )
+
+
+def placed(artifact: Artifact, where: Callable[[str], str]) -> Artifact:
+    """*artifact* with every path as *where* says."""
+    packed = artifact.container
+    return dataclasses.replace(
+        artifact,
+        path=where(artifact.path),
+        check_path=where(artifact.check_path),
+        container=packed and dataclasses.replace(packed, path=where(packed.path)),
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gzip
+import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compressors import cache, check, exporting, parity, score, steps, task
+from compressors import cache, check, container, exporting, parity, score, steps, task
 from compressors.cache import BuildRequest
 from compressors.state import State
 from compressors.training import deterministic
 from harness.core import plugins
 from harness.core.errors import CellError, MissingPackage
-from harness.core.types import Artifact, Failure, FormatName, Progress, Score, StepReport
+from harness.core.types import Artifact, Container, Failure, FormatName, Progress, Score, StepReport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,11 +116,7 @@ def _make(
             with cache.filling(place) as folder:
                 cache.store(folder, failure)
         return failure
-    return dataclasses.replace(
-        artifact,
-        path=str((place / artifact.path).resolve()),
-        check_path=str((place / artifact.check_path).resolve()),
-    )
+    return cache.placed(artifact, lambda path: str((place / path).resolve()))
 
 
 def _export(
@@ -147,6 +143,7 @@ def _export(
     with exporting.explained(module.RUNTIME, format, did="run"):
         scored = score.of_file(functools.partial(module.outputs, path), built.task)
     check.write(folder / check.NAME, built.samples, found)
+    packed, reason = _packed(built, path, report)
     return Artifact(
         path=path.name,
         format=format,
@@ -171,6 +168,32 @@ def _export(
         score=_score(built, scored),
         score_reason=built.task.no_score,
         steps=built.reports,
+        container=packed,
+        container_reason=reason,
+    )
+
+
+def _packed(
+    built: _Built, path: Path, report: Callable[[Progress], None]
+) -> tuple[Container | None, str | None]:
+    """The container beside the file at *path* if the recipe asks for one, and why it has none."""
+    if not any(step.name == container.STEP for step in built.request.recipe.steps):
+        return None, None
+    report(Progress(stage=f"pack {path.name}"))
+    file = path.read_bytes()
+    packed = container.pack(file, container.tensors(built.state))
+    if len(packed) >= len(file):
+        return None, f"packed, {path.name} would have {len(packed):,} bytes instead of {len(file):,}"
+    target = path.with_name(path.name + container.SUFFIX)
+    target.write_bytes(packed)
+    return (
+        Container(
+            path=target.name,
+            sha256=cache.sha256(target),
+            bytes=len(packed),
+            xz_bytes=len(lzma.compress(file, preset=9 | lzma.PRESET_EXTREME)),
+        ),
+        None,
     )
 
 

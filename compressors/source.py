@@ -165,6 +165,8 @@ def _named_files(tree: ast.Module, *bases: Path) -> Iterator[Path]:
         text = node.value
         if not 0 < len(text) < 256 or "\n" in text or "\0" in text:
             continue
+        if text.startswith("~/"):
+            text = os.path.expanduser(text)  # noqa: PTH111 - a home that is not known stays as it is
         yield from (base / text for base in bases if (base / text).is_file())
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import retrying
+from harness import retrying, unpacking
 from harness.core import fingerprint
 from harness.core.codec import SCHEMA
 from harness.core.errors import CellError, DeviceError, SupervisorError, UsageError
@@ -220,11 +220,12 @@ def _job(session: Session, record: Record, kind: BlockKind) -> Job:
     if artifact is None:
         raise CellError("build_failed", "There is no file to run.")
     timed = kind == "latency"
+    model, unpacked = unpacking.push_model(session, artifact)
     return Job(
         kind=kind,
         format=record.cell.format,
         backend=record.cell.backend,
-        model=session.push(Path(artifact.path), sha256=artifact.sha256),
+        model=model,
         check=session.push(Path(artifact.check_path)),
         check_sets=artifact.check_sets,
         check_min_sqnr_db=artifact.check_min_sqnr_db,
@@ -234,6 +235,7 @@ def _job(session: Session, record: Record, kind: BlockKind) -> Job:
         min_iterations=plan.min_iterations,
         min_time_s=plan.min_time_s if timed else 0.0,
         timeout_s=plan.timeout_s,
+        unpacked=unpacked,
     )
 
 

@@ -7,7 +7,7 @@ What each figure is:
   interpolation between neighbours). Values of different blocks are never pooled. The interval is
   Student's t, 95 %, df = blocks - 1, over the logarithms of the block percentiles, taken back by exp: it
   is the interval of their geometric mean, the same model that harness.compare uses for ratios.
-- *load_ns, first_inference_ns, cpu_over_wall*: median over latency blocks, with smallest and largest.
+- *load_ns, first_inference_ns, decode_ns, cpu_over_wall*: median over blocks, with smallest and largest.
 - *memory*: all figures come from the one memory block with the highest peak, so that they add up; the
   range is over all memory blocks. Resident means VmRSS + VmSwap at a mark; the peak is the largest
   max(VmHWM, VmRSS + VmSwap) of the marks after the baseline. Model memory is peak minus baseline.
@@ -66,6 +66,7 @@ class Row:
     p99_ns: Metric
     load_ns: Metric
     first_inference_ns: Metric
+    decode_ns: Metric
     cpu_over_wall: Metric
     baseline_bytes: Metric
     load_delta_bytes: Metric
@@ -77,6 +78,7 @@ class Row:
     model_memory_bytes: Metric
     file_bytes: Metric
     gzip_bytes: Metric
+    container_bytes: Metric
     parameters: Metric
     nonzeros: Metric
     macs: Metric
@@ -92,7 +94,9 @@ class Row:
 
 METRICS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Row) if f.type == "Metric")
 #: Figures that are counted and not measured: they have no spread.
-EXACT = frozenset({"file_bytes", "gzip_bytes", "parameters", "nonzeros", "macs", "parity_sqnr_db"})
+EXACT = frozenset(
+    {"file_bytes", "gzip_bytes", "container_bytes", "parameters", "nonzeros", "macs", "parity_sqnr_db"}
+)
 #: Figures that are known once the file is built; all others come from blocks on the device.
 OF_THE_FILE = EXACT | {"score"}
 
@@ -129,6 +133,7 @@ def row(record: Record) -> Row:
         p99_ns=_percentile(timed, 99, absent),
         load_ns=_median(latency, lambda b: b.load_ns, "ns", absent),
         first_inference_ns=_median(latency, lambda b: b.first_inference_ns, "ns", absent),
+        decode_ns=_decode(record, absent),
         cpu_over_wall=_cpu_over_wall(timed, absent),
         **_memory(record),
         **_artifact(record),
@@ -233,6 +238,13 @@ def _median(blocks: Iterable[Block], value_of: Callable[[Block], float], unit: s
     )
 
 
+def _decode(record: Record, absent: str) -> Metric:
+    """How long the device unpacked the file before each block."""
+    absent = record.artifact.not_packed if record.artifact and not record.artifact.container else absent
+    packed = [b for b in record.blocks if "container" in b.facts]
+    return _median(packed, lambda b: b.facts["container"]["decode_ns"], "ns", absent)
+
+
 def _cpu_over_wall(timed: Sequence[Block], absent: str) -> Metric:
     clocked = [b for b in timed if b.wall_ns > 0 and b.cpu_ns > 0]
     if timed and not clocked:
@@ -320,10 +332,11 @@ def _artifact(record: Record) -> dict[str, Metric]:
     made = record.artifact
     absent = record.reason or "there is no file"
     uncounted = absent if made is None else "not known for a file that was made elsewhere"
-    parity = made.parity if made else None
+    parity, packed = (made.parity, made.container) if made else (None, None)
     return {
         "file_bytes": _exact(made.bytes if made else None, "B", absent),
         "gzip_bytes": _exact(made.gzip_bytes if made else None, "B", absent),
+        "container_bytes": _exact(packed.bytes if packed else None, "B", made.not_packed if made else absent),
         "parameters": _exact(made.parameters if made else None, "1", uncounted),
         "nonzeros": _exact(made.nonzeros if made else None, "1", uncounted),
         "macs": _exact(made.macs if made else None, "1", uncounted),
@@ -379,11 +392,8 @@ def _flat(r: Row) -> dict[str, object]:
     flat |= {"status": r.status, "reason": r.reason, "quick": r.quick, "emulated": r.emulated}
     flat |= {"sha256": r.sha256, "score_metric": r.score_metric}
     if r.runtime:
-        flat |= {
-            "runtime": r.runtime.name,
-            "runtime_version": r.runtime.version,
-            "engine": r.runtime.engine,
-        }
+        flat |= {"runtime": r.runtime.name, "engine": r.runtime.engine}
+        flat["runtime_version"] = r.runtime.version
     for name, m in r.metrics.items():
         flat |= {name + suffix: getattr(m, field) for suffix, field in _parts(name).items()}
     return flat

@@ -275,7 +275,7 @@ class Session:
     def _probe(self) -> dict[str, Any]:
         """What the device is and how it is now."""
         argv: Sequence[str] = [self.transport.python, self._fingerprint, "mode=probe"]
-        facts = agent_process.probe(self.transport, argv, self._python_env(), name=self.device.name)
+        facts = agent_process.probe(self.transport, argv, self.python_env(), name=self.device.name)
         self._oom_kills = facts.get("oom_kills")
         if self.device.emulated:
             facts["emulated"] = True
@@ -307,10 +307,11 @@ class Session:
         if isinstance(native, runners.Runner):
             argv, env = [str(native.path)], {**ENVIRONMENT, "LD_LIBRARY_PATH": str(native.library_dir)}
         else:
-            argv, env = [self.transport.python, self._agent], self._python_env()
+            argv, env = [self.transport.python, self._agent], self.python_env()
         return argv + agent_process.arguments(job), env
 
-    def _python_env(self) -> dict[str, str]:
+    def python_env(self) -> dict[str, str]:
+        """The environment of our Python programs there."""
         return {**ENVIRONMENT, **(self._installed.python_env() if self._installed else {})}
 
 

@@ -40,7 +40,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harness.retrying",
         "harness.session",
         "harness.store",
+        "harness.unpacking",
     ),
+    "harness.unpacking": ("harness.core", "harness.session", "device_agents"),
     "harness.retrying": ("harness.core", "harness.store"),
     "harness.session": (
         "harness",
@@ -99,6 +101,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harness.meters": ("harness.core",),
     "harness.core": ("harness.core",),
     "compressors": ("harness.core", "compressors"),
+    "compressors.container": ("harness.core", "compressors", "device_agents"),  # what it packs, it unpacks
     "device_agents": (),
 }
 #: Folders of plugins: a plugin imports no sibling, only its package and its package's _private modules.

@@ -81,6 +81,17 @@ def _print(built: Mapping[tuple[str, str], building.Built]) -> None:
         for name, file in files.items():
             place = file.path if isinstance(file, Artifact) else f"{file.status}: {file.reason}"
             click.echo(f"{Path(model).stem} {recipe} {name}: {place}")
+            if isinstance(file, Artifact) and (told := _container(file)):
+                click.echo(f"{Path(model).stem} {recipe} {name}: {told}")
+
+
+def _container(file: Artifact) -> str | None:
+    """What the file is as a download; None: its recipe asks for no container."""
+    packed = file.container
+    if packed is None:
+        return file.container_reason
+    others = f"gzip -9 {units.size(file.gzip_bytes)}, xz {units.size(packed.xz_bytes)}"
+    return f"{packed.path} ({packed.bytes:,} bytes, {file.bytes / packed.bytes:.1f}x smaller; {others})"
 
 
 def _steps(steps: tuple[StepReport, ...]) -> Table:

@@ -90,6 +90,15 @@ def read_probe(lines: Iterable[str]) -> dict[str, Any]:
     return _facts(list(read_events(lines)))
 
 
+def read_unpacking(lines: Iterable[str]) -> dict[str, Any]:
+    """What unpacking a container cost: ``decode_ns`` and the facts of device_agents/container.py."""
+    found = list(read_events(lines))
+    spans = _by_name(found, "span")
+    if "decode" not in spans:
+        raise _nonsense("there is no span decode")
+    return {"decode_ns": spans["decode"]["ns"], **_facts(found)}
+
+
 def read_block(lines: Iterable[str], job: Job, *, index: int, started_utc: str) -> Block:
     """The block that *job* asked for, complete and consistent in itself, else CellError."""
     events = list(read_events(lines))
@@ -118,7 +127,8 @@ def read_block(lines: Iterable[str], job: Job, *, index: int, started_utc: str) 
         settings={k: Setting(requested=e["requested"], observed=e["observed"]) for k, e in settings.items()},
         facts=_facts(events)
         | {"agent": events[0]["agent"], "runtime_version": events[0]["version"]}
-        | {"check": {key: check[key] for key in FIELDS["check"]}},
+        | {"check": {key: check[key] for key in FIELDS["check"]}}
+        | ({"container": dict(job.unpacked)} if job.unpacked else {}),
     )
     if job.kind == "latency":
         _verify_latency(block, spans, job)

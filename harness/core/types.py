@@ -152,6 +152,16 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A model file as it is downloaded: packed without loss, unpacked on the device before it is loaded."""
+
+    path: str
+    sha256: str
+    bytes: int
+    xz_bytes: int  # of the model file after xz -9e, to compare with; Artifact.gzip_bytes is the other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """A model file that passed the host parity gate, or one that was made elsewhere."""
 
@@ -180,6 +190,13 @@ class Artifact:
     score_reason: str | None = None  # why score is None
     steps: tuple[StepReport, ...] = ()
     cached: bool = False
+    container: Container | None = None  # of a recipe with the step huffman
+    container_reason: str | None = None  # why there is none although the recipe asks for it
+
+    @property
+    def not_packed(self) -> str:
+        """Why there is no container, where there is none."""
+        return self.container_reason or "the recipe packs no file (step huffman)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +247,9 @@ class Job:
     min_iterations: int
     min_time_s: float
     timeout_s: float
+    unpacked: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what getting *model* out of its container cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

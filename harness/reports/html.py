@@ -173,6 +173,8 @@ def _figure(row: Row, name: str, group: Ranking) -> dict[str, Any]:
     if name == "file_bytes":
         gzip = _wording.figure(row, "gzip_bytes")
         small = f"{gzip} gzip" if row.gzip_bytes.value is not None else ""
+        if row.container_bytes.value is not None:
+            small = f"{_wording.figure(row, 'container_bytes')} as download"
     return {
         "name": name,
         "value": metric.value,

@@ -74,7 +74,7 @@ def test_an_agent_gets_every_argument_and_a_fixed_environment(
         session.run(JOB, 0)
     given_args = (tmp_path / "args").read_text().split()[1:]
     expected = codec.to_json(JOB)
-    del expected["kind"], expected["timeout_s"]
+    del expected["kind"], expected["timeout_s"], expected["unpacked"]
     assert dict(arg.split("=", 1) for arg in given_args) == {
         "mode": "latency",
         **{key: str(value) for key, value in expected.items()},
