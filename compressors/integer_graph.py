@@ -19,10 +19,11 @@ ops = torch.ops.quantized_decomposed
 
 def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
     """*module* as a graph with batch norm folded into the layers before."""
-    from torchao.quantization.pt2e.utils import _fuse_conv_bn_
+    from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
     graph: Any = torch.export.export(module, inputs).module()
     _fuse_conv_bn_(graph)
+    _fuse_linear_bn_(graph)
     return graph  # type: ignore[no-any-return]
 
 
@@ -134,9 +135,38 @@ def _without_unused(graph: GraphModule) -> None:
             delattr(graph.get_submodule(place), last)
 
 
-def float_twin(graph: GraphModule, weights: Mapping[str, Integers]) -> GraphModule:
-    """A copy of the float *graph* that computes with the rounded *weights*."""
-    made = copy.deepcopy(graph)
-    for name, integers in weights.items():
+def integers_in(unfolded: GraphModule) -> dict[str, Integers]:
+    """The integer weights of an *unfolded* graph, by parameter name."""
+    found: dict[str, Integers] = {}
+    for node in unfolded.graph.nodes:
+        kind = str(node.target).removeprefix("quantized_decomposed.").removesuffix(".default")
+        source = node.args[0] if node.args else None
+        if not kind.startswith("quantize_per") or not isinstance(source, Node) or source.op != "get_attr":
+            continue
+        arguments = [tensor(unfolded, str(a.target)) if isinstance(a, Node) else a for a in node.args[1:]]
+        exact = tensor(unfolded, str(source.target)).detach()
+        block = {"quantize_per_tensor": -1, "quantize_per_channel": 0}.get(kind, arguments[-1])
+        first = 3 if block == 0 else 2
+        found[str(source.target)] = Integers(
+            codes=node.target(exact, *arguments),
+            scale=torch.as_tensor(arguments[0], dtype=torch.float32).reshape(-1),
+            zero=torch.as_tensor(arguments[1], dtype=torch.int64).reshape(-1),
+            block=block,
+            low=arguments[first],
+            high=arguments[first + 1],
+        )
+    return found
+
+
+def without_integers(unfolded: GraphModule) -> GraphModule:
+    """A copy of an *unfolded* graph that computes in float with the rounded weights."""
+    made = copy.deepcopy(unfolded)
+    for name, integers in integers_in(made).items():
         set_tensor(made, name, integers.dequantised())
+    for node in list(made.graph.nodes):
+        if "dequantize_per" in str(node.target) and isinstance(node.args[0], Node):
+            node.replace_all_uses_with(node.args[0].args[0])
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    _without_unused(made)
     return made

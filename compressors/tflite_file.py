@@ -44,14 +44,14 @@ def with_float_interface(model: Any) -> Any:
         if not _is_quantised(graph.tensors[index]):
             continue
         outer = _float_twin(graph, index)
-        graph.operators.insert(0, _operator(model, schema.BuiltinOperator.QUANTIZE, outer, index))
+        graph.operators.insert(0, new_operator(model, schema.BuiltinOperator.QUANTIZE, outer, index))
         graph.inputs[position] = outer
         _repoint(signature.inputs if signature else [], index, outer)
     for position, index in enumerate(graph.outputs):
         if not _is_quantised(graph.tensors[index]):
             continue
         outer = _float_twin(graph, index)
-        graph.operators.append(_operator(model, schema.BuiltinOperator.DEQUANTIZE, index, outer))
+        graph.operators.append(new_operator(model, schema.BuiltinOperator.DEQUANTIZE, index, outer))
         graph.outputs[position] = outer
         _repoint(signature.outputs if signature else [], index, outer)
     return model
@@ -63,7 +63,7 @@ def bare(model: Any) -> Any:
         for tensor in graph.tensors:
             tensor.name = None
         for number, operator in enumerate(graph.operators):
-            name = _kind(model.operatorCodes[operator.opcodeIndex])
+            name = kind(model.operatorCodes[operator.opcodeIndex])
             for index in operator.outputs:
                 graph.tensors[index].name = f"{name}_{number}"
     for signature in model.signatureDefs or []:
@@ -78,7 +78,7 @@ def operators(model: Any) -> list[tuple[str, tuple[int, ...]]]:
     graph = model.subgraphs[0]
     return [
         (
-            _kind(model.operatorCodes[operator.opcodeIndex]),
+            kind(model.operatorCodes[operator.opcodeIndex]),
             tuple(graph.tensors[index].type for index in operator.inputs if index >= 0),
         )
         for operator in graph.operators
@@ -99,12 +99,13 @@ def _float_twin(graph: Any, index: int) -> int:
     return len(graph.tensors) - 1
 
 
-def _operator(model: Any, builtin: int, source: int, target: int) -> Any:
-    operator = schema.OperatorT()
-    operator.opcodeIndex = _code(model, builtin)
-    operator.inputs = numpy.array([source], dtype=numpy.int32)
-    operator.outputs = numpy.array([target], dtype=numpy.int32)
-    return operator
+def new_operator(model: Any, builtin: int, source: int, target: int) -> Any:
+    """A new operator of *model* from the tensor *source* to *target*."""
+    made = schema.OperatorT()
+    made.opcodeIndex = _code(model, builtin)
+    made.inputs = numpy.array([source], dtype=numpy.int32)
+    made.outputs = numpy.array([target], dtype=numpy.int32)
+    return made
 
 
 def _code(model: Any, builtin: int) -> int:
@@ -129,5 +130,6 @@ _NAMES: dict[int, str] = {
 }
 
 
-def _kind(code: Any) -> str:
+def kind(code: Any) -> str:
+    """The name of an operator."""
     return _NAMES.get(max(code.builtinCode, code.deprecatedBuiltinCode), "custom")

@@ -30,11 +30,16 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
     """Write *state* to *path*."""
     with exporting.explained("The ExecuTorch exporter", "executorch"), quiet.exporters():
         import torch
+        from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
         exported = torch.export.export(state.reference, example_inputs)
-        edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        partitioners = [XnnpackPartitioner()]
+        if state.quantised is not None and state.quantised.scheme == "dynamic_int8":
+            dynamic = ConfigPrecisionType.DYNAMIC_QUANT
+            partitioners.insert(0, XnnpackPartitioner(config_precisions=dynamic, per_op_mode=True))
+        edge = to_edge_transform_and_lower(exported, partitioner=partitioners)
         finished = edge.to_executorch()
         _require_kernels(finished.executorch_program)
         path.write_bytes(finished.buffer)

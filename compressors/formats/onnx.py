@@ -36,13 +36,14 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         import onnx
         import torch
 
-        from compressors import onnx_graph
+        from compressors import export_source, onnx_graph, onnx_weights
         from compressors.task import as_outputs
 
+        source, weights = export_source.source(state, packed=_is_packed(state))
         with torch.no_grad():
             results = as_outputs(state.reference(*example_inputs), "the model")
         program = torch.onnx.export(
-            state.reference,
+            source,
             example_inputs,
             output_names=[f"output_{i}" for i in range(len(results))],
             dynamo=True,
@@ -51,9 +52,19 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         )
         assert program is not None
         model = onnx_graph.with_unsigned_activations(program.model_proto)
+        if weights:
+            dynamic = state.quantised is not None and state.quantised.scheme == "dynamic_int8"
+            model = onnx_weights.pack(model, weights, dynamic=dynamic)
+        elif (dtype := export_source.half(state)) is not None:
+            model = onnx_weights.halve(model, dtype)
         model = onnx_graph.for_old_runtimes(onnx_graph.bare(model))
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _is_packed(state: State) -> bool:
+    """Whether integer weights are put into a float file: for all but graphs that torch's exporter takes."""
+    return state.quantised is not None and not state.quantised.scheme.startswith("static")
 
 
 def require_whole(path: Path) -> None:

@@ -30,14 +30,21 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
     with exporting.explained("The TFLite exporter", "litert_torch"), quiet.exporters():
         import litert_torch
 
-        from compressors import tflite_file
+        from compressors import export_source, tflite_file, tflite_weights
 
-        if state.quantised is None:
-            wide = _wide(example_inputs)
-            litert_torch.convert(state.module, example_inputs, enable_x64=wide).export(str(path))
+        scheme = state.quantised.scheme if state.quantised is not None else ""
+        model, weights = export_source.source(state, packed=not scheme.startswith("static"))
+        if weights or state.quantised is None:
+            litert_torch.convert(model, example_inputs, enable_x64=_wide(example_inputs)).export(str(path))
         else:
+            assert state.quantised is not None
             _convert_quantised(state.quantised.unfolded, example_inputs, path)
-        tflite_file.write(tflite_file.bare(tflite_file.with_float_interface(tflite_file.read(path))), path)
+        file = tflite_file.read(path)
+        if weights:
+            file = tflite_weights.pack(file, weights, dynamic=scheme == "dynamic_int8")
+        elif (dtype := export_source.half(state)) is not None:
+            file = tflite_weights.halve(file, dtype)
+        tflite_file.write(tflite_file.bare(tflite_file.with_float_interface(file)), path)
 
 
 def _convert_quantised(graph: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
