@@ -8,6 +8,7 @@ from torch import nn
 from compressors import integer_graph
 from compressors.kernels.affine import Integers
 from compressors.state import State
+from harness.core.errors import CellError
 
 
 def source(state: State, *, packed: bool) -> tuple[nn.Module, dict[str, Integers]]:
@@ -20,6 +21,26 @@ def source(state: State, *, packed: bool) -> tuple[nn.Module, dict[str, Integers
         return state.reference, {}
     unfolded = state.quantised.unfolded
     return integer_graph.without_integers(unfolded), integer_graph.integers_in(unfolded)
+
+
+def require_kernels(state: State, runtime: str, lacks: dict[str, str]) -> None:
+    """Refuse a scheme that *runtime* has no kernels for; *lacks* says by scheme what it lacks."""
+    scheme = state.quantised.scheme if state.quantised is not None else ""
+    if scheme in lacks:
+        raise CellError("unsupported_op", f"{runtime} has no kernels for {lacks[scheme]}.")
+
+
+def require_symmetric(state: State, runtime: str) -> None:
+    """Refuse weights with a zero point where *runtime* computes them wrongly or not at all."""
+    if state.quantised is None or state.quantised.scheme == "weight_only":
+        return
+    for name, integers in integer_graph.integers_in(state.quantised.unfolded).items():
+        if bool(integers.zero.any()):
+            raise CellError(
+                "unsupported_op",
+                f"{runtime} has no kernels for weights with a zero point ({name}).",
+                hint="quantise has symmetric: true.",
+            )
 
 
 def half(state: State) -> torch.dtype | None:

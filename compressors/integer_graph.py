@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
     """*module* as a graph with batch norm folded into the layers before."""
     from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
 
-    graph: Any = torch.export.export(module, inputs).module()
+    graph: Any = torch.export.export(copy.deepcopy(module), inputs).module()  # it shares tensors
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
     return graph  # type: ignore[no-any-return]
@@ -170,3 +170,38 @@ def without_integers(unfolded: GraphModule) -> GraphModule:
     made.recompile()
     _without_unused(made)
     return made
+
+
+def with_float_layers(folded: GraphModule, weights: Collection[str], unfolded: GraphModule) -> GraphModule:
+    """A copy of the *folded* graph whose layers with *weights* compute in float, with the rounded weights."""
+    made = copy.deepcopy(folded)
+    rounded = integers_in(unfolded)
+    pairs = zip(
+        [n for n in made.graph.nodes if n.target in quantiser.LAYERS],
+        [n for n in unfolded.graph.nodes if n.target in quantiser.LAYERS],
+        strict=True,
+    )
+    for number, (node, twin) in enumerate(pairs):
+        name = weight_behind(twin)
+        if name not in weights or name is None:
+            continue
+        _register(made, f"_float_w{number}", rounded[name].dequantised())
+        with made.graph.inserting_before(node):
+            value = made.graph.get_attr(f"_float_w{number}")
+        value.meta["val"] = rounded[name].dequantised()
+        node.update_arg(1, value)
+        source = node.args[0]
+        if isinstance(source, Node) and "dequantize_per" in str(source.target):
+            node.update_arg(0, source.args[0].args[0])  # type: ignore[union-attr]
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    _without_unused(made)
+    return made
+
+
+def weight_behind(node: Node) -> str | None:
+    """The parameter that the weight of a layer is rounded from; None: it is not rounded."""
+    value: Any = node.args[1]
+    while isinstance(value, Node) and value.op == "call_function" and "quantize_per" in str(value.target):
+        value = value.args[0]
+    return str(value.target) if isinstance(value, Node) and value.op == "get_attr" else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressors import constraints, layers
+from compressors import constraints, layers, rewriting
 from compressors.constraints import Constraint
 from compressors.kernels import kmeans
 from compressors.state import State
@@ -68,11 +68,16 @@ def _codebook(weight: Tensor, zeros: Tensor | None, bits: int, seed: int) -> tup
     return found, numbers
 
 
-def to_half(state: State, scheme: str) -> State:
-    """Every parameter rounded to a value that the 16-bit type holds, and stored in it."""
+def to_half(state: State, scheme: str, inputs: tuple[Tensor, ...]) -> State:
+    """
+    Every parameter rounded to a value that the 16-bit type holds, and stored in it.
+
+    Batch norm is folded first: exporters would do it afterwards and leave values that need 32 bits.
+    """
     dtype = DTYPES[scheme]
-    module = copy.deepcopy(state.module)
-    widths = dict(state.bits)
+    module, _ = rewriting.fold(copy.deepcopy(state.module), inputs, False)
+    kept, lost = constraints.kept(state.constraints, module)
+    widths = {name: bits for name, bits in state.bits.items() if name in module.state_dict()}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.dtype != torch.float32:
             continue
@@ -87,6 +92,8 @@ def to_half(state: State, scheme: str) -> State:
         widths[name] = min(widths.get(name, 16), 16)
     return state.replaced(
         tidy(module),
+        constraints=constraints.kept(kept, module)[0],
+        dropped=dict.fromkeys(lost, "batch norm was folded into it"),
         bits=widths,
-        note=f"weights in {scheme}; .onnx and .tflite store them so and compute in float32",
+        note=f"weights rounded to {scheme}; .onnx and .tflite store 16 bits and compute in float32, .pte stores 32",
     )

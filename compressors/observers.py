@@ -74,7 +74,8 @@ class Activations:
         elif self.calibrator == "histogram" and not self.power_of_two and self.bits <= 8:
             observer = HistogramObserver.with_args(eps=SMALLEST)
         else:
-            by = "mse" if self.calibrator == "histogram" else self.calibrator
+            own = "mse" if self.bits <= 8 else "min_max"  # 16 bits have room for all of the range
+            by = own if self.calibrator == "histogram" else self.calibrator
             observer = RangeObserver.with_args(grid=grid, by=by, share=self.percentile / 100)
         return QuantizationSpec(
             dtype=self.dtype,

@@ -137,6 +137,7 @@ def _export(
     parity.require(measured, built.bound, runtime=module.RUNTIME)
     with exporting.explained(module.RUNTIME, format, did="run"):
         scored = score.of_file(functools.partial(module.outputs, path), built.task)
+        arithmetic = module.arithmetic(path)
     check.write(folder / check.NAME, built.samples, found)
     return Artifact(
         path=path.name,
@@ -162,6 +163,7 @@ def _export(
         score=_score(built, scored),
         score_reason=built.task.no_score,
         steps=built.reports,
+        arithmetic=arithmetic or None,
     )
 
 

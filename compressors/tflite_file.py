@@ -57,6 +57,23 @@ def with_float_interface(model: Any) -> Any:
     return model
 
 
+def with_wide_biases(model: Any) -> Any:
+    """*model*, changed in place: layers with int16 inputs get the 64-bit biases that their kernels want."""
+    (graph,) = model.subgraphs
+    for operator in graph.operators:
+        inputs = [int(index) for index in operator.inputs]
+        if len(inputs) < 3 or inputs[2] < 0 or graph.tensors[inputs[0]].type != schema.TensorType.INT16:
+            continue
+        bias = graph.tensors[inputs[2]]
+        if bias.type == schema.TensorType.INT32 and model.buffers[bias.buffer].data is not None:
+            narrow = numpy.asarray(model.buffers[bias.buffer].data, dtype=numpy.uint8).view(numpy.int32)
+            made = schema.BufferT()
+            made.data = narrow.astype(numpy.int64).view(numpy.uint8)
+            model.buffers.append(made)
+            bias.type, bias.buffer = schema.TensorType.INT64, len(model.buffers) - 1
+    return model
+
+
 def bare(model: Any) -> Any:
     """*model*, changed in place, with short names: interface by signature, the rest by operator."""
     for graph in model.subgraphs:
@@ -87,7 +104,7 @@ def operators(model: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 def _is_quantised(tensor: Any) -> bool:
     scale = tensor.quantization.scale if tensor.quantization else None
-    return tensor.type == schema.TensorType.INT8 and scale is not None and len(scale) > 0
+    return tensor.type in (schema.TensorType.INT8, schema.TensorType.INT16) and scale is not None and len(scale) > 0
 
 
 def _float_twin(graph: Any, index: int) -> int:
@@ -114,7 +131,7 @@ def _code(model: Any, builtin: int) -> int:
             return index
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = builtin
-    code.version = 2 if builtin == schema.BuiltinOperator.DEQUANTIZE else 1  # the first that takes int8
+    code.version = 3 if builtin == schema.BuiltinOperator.DEQUANTIZE else 1  # takes int8, int16 and float16
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
 
@@ -133,3 +150,13 @@ _NAMES: dict[int, str] = {
 def kind(code: Any) -> str:
     """The name of an operator."""
     return _NAMES.get(max(code.builtinCode, code.deprecatedBuiltinCode), "custom")
+
+
+_TYPES: dict[int, str] = {
+    value: name.lower() for name, value in vars(schema.TensorType).items() if name[0].isupper()
+}
+
+
+def type_name(number: int) -> str:
+    """The name of a type of tensors (``schema.TensorType``)."""
+    return _TYPES[number]

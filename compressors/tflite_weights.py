@@ -81,10 +81,6 @@ def _dimension(model: Any, readers: list[Any], index: int) -> int | None:
 
 
 def _require_kernel(name: str, integers: Integers, dynamic: bool) -> None:
-    if bool(integers.zero.any()) and dynamic:
-        raise CellError(
-            "unsupported_op", f"LiteRT's kernels take weights with zero point 0 only; {name} has another."
-        )
     if integers.block > 0 and not dynamic:
         raise CellError("unsupported_op", "LiteRT cannot dequantise weights with blocks; it has dynamic_int8.")
     if integers.block > 0 and (integers.bits != 4 or integers.block % 32):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,9 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
         from compressors import export_source, onnx_graph, onnx_weights
         from compressors.task import as_outputs
 
+        export_source.require_kernels(
+            state, RUNTIME, {"static_int16": "int16 activations (only LiteRT has them)"}
+        )
         source, weights = export_source.source(state, packed=_is_packed(state))
         with torch.no_grad():
             results = as_outputs(state.reference(*example_inputs), "the model")
@@ -85,8 +89,8 @@ def _switch_telemetry_off() -> None:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
-def session(model: Path | bytes) -> Any:
-    """A session on the CPU with one thread; it sends no telemetry."""
+def session(model: Path | bytes, *, optimised: Path | None = None) -> Any:
+    """A session on the CPU with one thread; it sends no telemetry. Its own graph is written to *optimised*."""
     _switch_telemetry_off()
     import onnxruntime
 
@@ -95,6 +99,8 @@ def session(model: Path | bytes) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
     )
@@ -112,6 +118,25 @@ def signature(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...
     """The inputs and outputs of the file; sizes that it leaves open are 1."""
     opened = session(path)
     return _specs(opened.get_inputs()), _specs(opened.get_outputs())
+
+
+#: What ONNX Runtime computes layers with: in integers, and in float.
+_INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|\w*Integer\w*|DynamicQuantizeMatMul|MatMulNBits")
+_FLOAT = re.compile(r"(Fused)?(Conv|Gemm|MatMul)|Attention")
+
+
+def arithmetic(path: Path) -> str:
+    """What ONNX Runtime makes of the file's layers: how many it computes in integers and in float."""
+    import tempfile
+
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "optimised.onnx"
+        session(path, optimised=place)
+        kinds = [node.op_type for node in onnx.load(place, load_external_data=False).graph.node]
+    integer = [kind for kind in kinds if _INTEGER.fullmatch(kind)]
+    return exporting.counted(integer, [kind for kind in kinds if _FLOAT.fullmatch(kind)])
 
 
 _DTYPES = {"float": "float32", "double": "float64"}

@@ -170,7 +170,7 @@ def apply(state: State, options: Options, context: Context) -> State:
     if options.scheme == "codebook":
         return narrowing.to_codebook(state, options.bits, options.layers, context.seed)
     if options.scheme in ("fp16", "bf16"):
-        return narrowing.to_half(state, options.scheme)
+        return narrowing.to_half(state, options.scheme, context.task.example_inputs())
     return _integers(state, options, context)
 
 

@@ -179,6 +179,8 @@ class Artifact:
     score_reason: str | None = None  # why score is None
     steps: tuple[StepReport, ...] = ()
     cached: bool = False
+    #: The layers that the runtime computes in integers and in float, counted in the file; None: not looked.
+    arithmetic: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
