@@ -143,7 +143,9 @@ def integers_in(unfolded: GraphModule) -> dict[str, Integers]:
         source = node.args[0] if node.args else None
         if not kind.startswith("quantize_per") or not isinstance(source, Node) or source.op != "get_attr":
             continue
-        arguments = [tensor(unfolded, str(a.target)) if isinstance(a, Node) else a for a in node.args[1:]]
+        arguments: list[Any] = [
+            tensor(unfolded, str(a.target)) if isinstance(a, Node) else a for a in node.args[1:]
+        ]
         exact = tensor(unfolded, str(source.target)).detach()
         block = {"quantize_per_tensor": -1, "quantize_per_channel": 0}.get(kind, arguments[-1])
         first = 3 if block == 0 else 2
@@ -182,7 +184,7 @@ def with_float_layers(folded: GraphModule, weights: Collection[str], unfolded: G
         strict=True,
     )
     for number, (node, twin) in enumerate(pairs):
-        name = weight_behind(twin)
+        name = layer_weight(twin)
         if name not in weights or name is None:
             continue
         _register(made, f"_float_w{number}", rounded[name].dequantised())
@@ -199,8 +201,10 @@ def with_float_layers(folded: GraphModule, weights: Collection[str], unfolded: G
     return made
 
 
-def weight_behind(node: Node) -> str | None:
-    """The parameter that the weight of a layer is rounded from; None: it is not rounded."""
+def layer_weight(node: Node) -> str | None:
+    """The parameter that the weight of a layer comes from, rounded or not; None for any other node."""
+    if node.target not in quantiser.LAYERS:
+        return None
     value: Any = node.args[1]
     while isinstance(value, Node) and value.op == "call_function" and "quantize_per" in str(value.target):
         value = value.args[0]

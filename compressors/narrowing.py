@@ -95,5 +95,5 @@ def to_half(state: State, scheme: str, inputs: tuple[Tensor, ...]) -> State:
         constraints=constraints.kept(kept, module)[0],
         dropped=dict.fromkeys(lost, "batch norm was folded into it"),
         bits=widths,
-        note=f"weights rounded to {scheme}; .onnx and .tflite store 16 bits and compute in float32, .pte stores 32",
+        note=f"weights rounded to {scheme}; .onnx and .tflite store 16 bits, .pte 32; all compute in float32",
     )

@@ -1,4 +1,4 @@
-"""Put integer weights into a float ONNX graph: with kernels that quantise their input, or dequantised first."""
+"""Put integer or 16-bit weights into a float ONNX graph: into integer kernels, or dequantised first."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _dequantise(model: Any, constant: str, integers: Integers, transposed: bool)
 
 
 def halve(model: Any, dtype: Any) -> Any:
-    """*model*, changed in place: float constants that the 16-bit type *dtype* holds exactly are stored in it."""
+    """*model*, changed in place: float constants that *dtype* holds exactly are stored in it."""
     import torch
     from onnx import TensorProto
 
@@ -197,5 +197,3 @@ def _add(model: Any, name: str, value: Any) -> None:
 def _remove(model: Any, name: str) -> None:
     for tensor in [t for t in model.graph.initializer if t.name == name]:
         model.graph.initializer.remove(tensor)
-
-

@@ -1,4 +1,4 @@
-"""Quantisation-aware training with PT2E: a graph with simulated rounding that trains, and its integer forms."""
+"""Quantisation-aware training with PT2E: a graph that trains with rounding, and its integers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def prepare(
     sizes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
     with quiet.exporters():
         try:
-            program = torch.export.export(module, batch, dynamic_shapes=(sizes,) if _is_variadic(module) else sizes)
+            program = torch.export.export(
+                module, batch, dynamic_shapes=(sizes,) if _is_variadic(module) else sizes
+            )
         except Exception as error:  # torch.export raises what it likes
             text = str(error).strip().splitlines()
             raise CellError(

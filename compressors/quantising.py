@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ def output_of(node: Node, x: Tensor, weight: Tensor) -> Tensor:
 def integers_of(
     graph: GraphModule, plans: Mapping[str, Plan], samples: Samples, *, correct: bool, steps: int
 ) -> dict[str, Integers]:
-    """Every planned weight as integers; biases of *graph* are changed in place where *correct* asks for it."""
+    """Every planned weight as integers; *correct*: biases of *graph* are changed in place."""
     nodes = integer_graph.layers(graph)
     learned = any(plan.learned for plan in plans.values())
     inputs = inputs_of_layers(graph, samples) if learned or correct else {}
@@ -109,9 +110,8 @@ def integers_of(
         integers = plan.integers(weight)
         node = nodes[name][0]
         if plan.learned:
-            integers = rounding.learned(
-                weight, integers, lambda w, n=node, x=inputs[name]: output_of(n, x, w), steps=steps  # type: ignore[misc]
-            )
+            output = functools.partial(output_of, node, inputs[name])
+            integers = rounding.learned(weight, integers, output, steps=steps)
         found[name] = integers
         if correct and integer_graph.bias_name(node):
             _correct_bias(graph, node, inputs[name], weight, integers.dequantised())
@@ -229,7 +229,9 @@ def _equalise(graph: GraphModule, first: Node, second: Node) -> None:
     one, two = (integer_graph.tensor(graph, str(n.args[1].target)) for n in (first, second))  # type: ignore[union-attr]
     channels = one.shape[0]
     depthwise = "conv" in str(second.target) and two.shape[1] == 1 and two.shape[0] == channels
-    if not depthwise and (two.shape[1] % channels or ("conv" in str(second.target) and two.shape[1] != channels)):
+    if not depthwise and (
+        two.shape[1] % channels or ("conv" in str(second.target) and two.shape[1] != channels)
+    ):
         return
     view = two.reshape(channels, -1) if depthwise else two.reshape(two.shape[0], channels, -1)
     ranges = view.abs().amax(1) if depthwise else view.abs().amax((0, 2))

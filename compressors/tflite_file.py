@@ -104,7 +104,11 @@ def operators(model: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 def _is_quantised(tensor: Any) -> bool:
     scale = tensor.quantization.scale if tensor.quantization else None
-    return tensor.type in (schema.TensorType.INT8, schema.TensorType.INT16) and scale is not None and len(scale) > 0
+    return (
+        tensor.type in (schema.TensorType.INT8, schema.TensorType.INT16)
+        and scale is not None
+        and len(scale) > 0
+    )
 
 
 def _float_twin(graph: Any, index: int) -> int:

@@ -26,16 +26,15 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
     a DEQUANTIZE restores them. Raises CellError for a weight that is not in the graph, or has no kernel.
     """
     (graph,) = model.subgraphs
-    wanted = {}
+    wanted: dict[bytes, str] = {}
     for name, integers in weights.items():
-        for key, dimension in _layouts(integers.dequantised()):
-            wanted.setdefault(key, (name, dimension))
+        for key in _layouts(integers.dequantised()):
+            wanted.setdefault(key, name)
     done: set[str] = set()
     for index, tensor in enumerate(list(graph.tensors)):
-        match = wanted.get(_content(model, tensor))
-        if match is None:
+        name = wanted.get(_content(model, tensor))
+        if name is None:
             continue
-        name, _ = match
         readers = [o for o in graph.operators if index in list(o.inputs)]
         dimension = _dimension(model, readers, index)
         if dimension is None:
@@ -45,7 +44,7 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
         if not dynamic:
             _restored(model, graph, index, stored, readers)
         else:
-            _as_input(model, graph, index, stored, readers)
+            _as_input(index, stored, readers)
         done.add(name)
     missing = [name for name in weights if name not in done]
     if missing:
@@ -55,14 +54,14 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
     return _without_unused(model)
 
 
-def _layouts(value: Tensor) -> list[tuple[bytes, int]]:
-    """The bytes of *value* in the orders that LiteRT's layers have, and where the outputs are."""
-    found = [(value.contiguous().numpy().tobytes(), 0)]
+def _layouts(value: Tensor) -> list[bytes]:
+    """The bytes of *value* in the orders that LiteRT's layers have."""
+    found = [value]
     if value.ndim >= 3:
-        found.append((value.movedim(1, -1).contiguous().numpy().tobytes(), 0))
+        found.append(value.movedim(1, -1))
         if value.shape[1] == 1:
-            found.append((value.movedim(0, -1).contiguous().numpy().tobytes(), 3))
-    return found
+            found.append(value.movedim(0, -1))
+    return [tensor.contiguous().numpy().tobytes() for tensor in found]
 
 
 def _content(model: Any, tensor: Any) -> bytes:
@@ -82,7 +81,9 @@ def _dimension(model: Any, readers: list[Any], index: int) -> int | None:
 
 def _require_kernel(name: str, integers: Integers, dynamic: bool) -> None:
     if integers.block > 0 and not dynamic:
-        raise CellError("unsupported_op", "LiteRT cannot dequantise weights with blocks; it has dynamic_int8.")
+        raise CellError(
+            "unsupported_op", "LiteRT cannot dequantise weights with blocks; it has dynamic_int8."
+        )
     if integers.block > 0 and (integers.bits != 4 or integers.block % 32):
         raise CellError(
             "unsupported_op",
@@ -142,7 +143,7 @@ def _buffer(model: Any, data: NDArray[Any]) -> int:
     return len(model.buffers) - 1
 
 
-def _as_input(model: Any, graph: Any, index: int, stored: int, readers: list[Any]) -> None:
+def _as_input(index: int, stored: int, readers: list[Any]) -> None:
     for operator in readers:
         _read(operator, index, stored)
         options = operator.builtinOptions
@@ -170,7 +171,7 @@ def _read(operator: Any, before: int, after: int) -> None:
 
 
 def halve(model: Any, dtype: torch.dtype) -> Any:
-    """*model*, changed in place: float constants that the 16-bit type *dtype* holds exactly are stored in it."""
+    """*model*, changed in place: float constants that *dtype* holds exactly are stored in it."""
     if dtype != torch.float16:
         raise CellError("unsupported_op", "LiteRT has no kernel that reads weights in bf16.")
     (graph,) = model.subgraphs

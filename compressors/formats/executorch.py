@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from compressors.kernels.affine import Integers
     from compressors.state import State
 
     Sample = tuple[NDArray[Any], ...]
@@ -65,20 +66,17 @@ def _graph(state: State) -> Any:
     lacking = {
         name
         for node in unfolded.graph.nodes
-        if (name := _lacking(node)) in integers and name is not None
+        if (name := integer_graph.layer_weight(node)) in integers
+        and name is not None
+        and _lacks(node, integers[name])
     }
     return integer_graph.with_float_layers(state.quantised.folded, lacking, unfolded)
 
 
-def _lacking(node: Any) -> str | None:
-    """The weight of *node* if it is a convolution that XNNPACK cannot give integers at run time."""
-    from compressors import integer_graph
-
-    kind = str(node.target)
-    groups = node.args[6] if len(node.args) > 6 else 1
-    if "conv1d" in kind or ("conv2d" in kind and groups > 1):
-        return integer_graph.weight_behind(node)
-    return None
+def _lacks(node: Any, integers: Integers) -> bool:
+    """Whether XNNPACK cannot quantise the input of *node* at run time: depthwise and grouped convolutions."""
+    kind, groups = str(node.target), node.args[6] if len(node.args) > 6 else 1
+    return "conv1d" in kind or ("conv2d" in kind and (groups > 1 or integers.codes.shape[1] == 1))
 
 
 def _require_kernels(program: Any) -> None:

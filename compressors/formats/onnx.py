@@ -90,7 +90,7 @@ def _switch_telemetry_off() -> None:
 
 
 def session(model: Path | bytes, *, optimised: Path | None = None) -> Any:
-    """A session on the CPU with one thread; it sends no telemetry. Its own graph is written to *optimised*."""
+    """A session on the CPU with one thread and no telemetry; its own graph is written to *optimised*."""
     _switch_telemetry_off()
     import onnxruntime
 
@@ -122,7 +122,7 @@ def signature(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...
 
 #: What ONNX Runtime computes layers with: in integers, and in float.
 _INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|\w*Integer\w*|DynamicQuantizeMatMul|MatMulNBits")
-_FLOAT = re.compile(r"(Fused)?(Conv|Gemm|MatMul)|Attention")
+_FLOAT = re.compile(r"(Fused)?(Conv|Gemm|MatMul)( \(.*\))?|Attention")
 
 
 def arithmetic(path: Path) -> str:
@@ -134,9 +134,17 @@ def arithmetic(path: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "optimised.onnx"
         session(path, optimised=place)
-        kinds = [node.op_type for node in onnx.load(place, load_external_data=False).graph.node]
+        kinds = [_kind(node) for node in onnx.load(place, load_external_data=False).graph.node]
     integer = [kind for kind in kinds if _INTEGER.fullmatch(kind)]
     return exporting.counted(integer, [kind for kind in kinds if _FLOAT.fullmatch(kind)])
+
+
+def _kind(node: Any) -> str:
+    """The operator's name; one that only stores its weights in few bits says so."""
+    settings = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "MatMulNBits" and settings.get("accuracy_level", 0) < 4:
+        return f"MatMul ({settings['bits']}-bit weights)"
+    return str(node.op_type)
 
 
 _DTYPES = {"float": "float32", "double": "float64"}

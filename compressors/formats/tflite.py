@@ -105,7 +105,7 @@ _LAYERS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "batch_matmul", "t
 
 
 def arithmetic(path: Path) -> str:
-    """How many of the file's layers LiteRT computes in integers and in float, by the types of their inputs."""
+    """How many layers LiteRT computes in integers and in float, by the types of their inputs."""
     from compressors import tflite_file
 
     integer, real = [], []

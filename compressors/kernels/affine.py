@@ -1,4 +1,4 @@
-"""Uniform integers: from a range to scale and zero point, and weights to whole numbers and back (F07, F11)."""
+"""Uniform integers: from a range to scale and zero point, and weights to whole numbers and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Grid:
     @property
     def low(self) -> int:
         """The smallest whole number."""
-        return -(2 ** (self.bits - 1)) + self.restricted
+        return int(-(2 ** (self.bits - 1)) + self.restricted)
 
     @property
     def high(self) -> int:
@@ -87,6 +87,7 @@ def rows(weight: Tensor, block: int) -> Tensor:
 
 def rounded(weight: Tensor, step: Tensor, zero: Tensor, grid: Grid, block: int) -> Integers:
     """*weight* rounded to the nearest: q = clamp(round(x / S) + Z, qmin, qmax)."""
+    step = _short(step) if block > 0 else step
     matrix = rows(weight.detach(), block)
     codes = ((matrix * (1.0 / step[:, None])).round() + zero[:, None]).clamp(grid.low, grid.high)
     return Integers(
@@ -97,6 +98,14 @@ def rounded(weight: Tensor, step: Tensor, zero: Tensor, grid: Grid, block: int) 
         low=grid.low,
         high=grid.high,
     )
+
+
+def _short(step: Tensor) -> Tensor:
+    """The next scale above that bf16 and fp16 hold: runtimes store the scales of blocks in these."""
+    step = step.clamp(min=2.0**-14)
+    near = step.bfloat16().float()
+    above: Tensor = torch.where(near < step, (near * (1 + 2.0**-7)).bfloat16().float(), near)
+    return above
 
 
 def of_weight(weight: Tensor, grid: Grid, *, block: int = 0, by: str = "min_max") -> Integers:

@@ -102,7 +102,9 @@ def entropy_limit(histogram: Histogram, levels: int) -> float:
 
 def on_levels(counts: Tensor, levels: int) -> Tensor:
     """*counts* as they look after rounding to *levels* levels: even over the bins of a level in use."""
-    numbers = (torch.arange(len(counts)) * levels).div(len(counts), rounding_mode="floor").clamp(max=levels - 1)
+    numbers = (
+        (torch.arange(len(counts)) * levels).div(len(counts), rounding_mode="floor").clamp(max=levels - 1)
+    )
     sums = torch.zeros(levels, dtype=counts.dtype).index_add_(0, numbers, counts)
     used = torch.zeros(levels, dtype=counts.dtype).index_add_(0, numbers, (counts > 0).to(counts.dtype))
     return torch.where(counts > 0, (sums / used.clamp(min=1))[numbers], 0.0)

@@ -31,12 +31,12 @@ def kmeans(
     order = torch.argsort(flat, stable=True)
     points = flat[order]
     mass = torch.ones_like(points) if weights is None else weights.detach().flatten().double()[order]
-    distinct = points.unique()
+    distinct = _distinct(points)
     if len(distinct) <= clusters:
         found = distinct
     else:
         generator = torch.Generator().manual_seed(seed)
-        found = start(points, mass, clusters, init, generator).unique()
+        found = _distinct(start(points, mass, clusters, init, generator))
         found = _lloyd(points, mass, _filled(points, mass, found, clusters), clusters, rounds)
     centroids = found.to(values.dtype)
     return centroids, assign(values, centroids)
@@ -54,7 +54,7 @@ def start(points: Tensor, mass: Tensor, clusters: int, init: Init, generator: to
         shares = (torch.arange(clusters, dtype=points.dtype) + 0.5) / clusters * mass.sum()
         return points[torch.searchsorted(mass.cumsum(0), shares).clamp(max=len(points) - 1)]
     if init == "random":
-        distinct = points.unique()
+        distinct = _distinct(points)
         return distinct[torch.randperm(len(distinct), generator=generator)[:clusters]].sort().values
     chosen = [_draw(mass, generator)]
     distances = (points - points[chosen[0]]).square()
@@ -62,6 +62,13 @@ def start(points: Tensor, mass: Tensor, clusters: int, init: Init, generator: to
         chosen.append(_draw(distances * mass, generator))
         distances = torch.minimum(distances, (points - points[chosen[-1]]).square())
     return points[torch.tensor(chosen)].sort().values
+
+
+def _distinct(ascending: Tensor) -> Tensor:
+    """Each of the *ascending* values once."""
+    new = torch.ones(len(ascending), dtype=torch.bool)
+    new[1:] = ascending.diff() > 0
+    return ascending[new]
 
 
 def _draw(chances: Tensor, generator: torch.Generator) -> int:
@@ -80,7 +87,7 @@ def _lloyd(points: Tensor, mass: Tensor, centroids: Tensor, clusters: int, round
         cuts = torch.cat([edges.new_zeros(1), edges, edges.new_full((1,), len(points))])
         members = masses[cuts].diff()
         moved = (moments[cuts].diff() / members)[members > 0]
-        moved = _filled(points, mass, moved.unique(), clusters)
+        moved = _filled(points, mass, _distinct(moved), clusters)
         if torch.equal(moved, centroids):
             break
         centroids = moved
@@ -100,7 +107,8 @@ def _filled(points: Tensor, mass: Tensor, centroids: Tensor, clusters: int) -> T
 
 def assign(values: Tensor, centroids: Tensor) -> Tensor:
     """The number of the nearest of the ascending *centroids* for each of *values* (int64, their shape)."""
-    return torch.searchsorted((centroids[1:] + centroids[:-1]) / 2, values.detach().contiguous())
+    found: Tensor = torch.searchsorted((centroids[1:] + centroids[:-1]) / 2, values.detach().contiguous())
+    return found
 
 
 def rate(count: int, bits: int, clusters: int) -> float:

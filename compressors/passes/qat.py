@@ -1,4 +1,4 @@
-"""Quantisation-aware training: train with the rounding of static int8 (or fewer bits), then convert to integers."""
+"""Quantisation-aware training: train with the rounding of static int8 or less, then make integers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from harness.core.errors import NotApplicable, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from compressors.constraints import Constraint
     from compressors.state import Context, State
     from compressors.training import Hooks
 
@@ -82,7 +83,7 @@ def apply(state: State, options: Options, context: Context) -> State:
     return dataclasses.replace(after, quantised=qat_graph.finished(trained, inputs))
 
 
-def _folded(state: State, context: Context) -> tuple[nn.Module, dict[str, object], dict[str, str]]:
+def _folded(state: State, context: Context) -> tuple[nn.Module, dict[str, Constraint], dict[str, str]]:
     """The model with batch norm folded, the promises that still hold there, and why the rest does not."""
     from compressors import constraints, rewriting
 
@@ -92,7 +93,7 @@ def _folded(state: State, context: Context) -> tuple[nn.Module, dict[str, object
     for name, promise in zeros.items():
         only = dataclasses.replace(promise, shared=None, book="")
         kept |= constraints.kept({name: only}, module)[0]
-    return module, dict(kept), dict.fromkeys(lost, "batch norm was folded into it")
+    return module, kept, dict.fromkeys(lost, "batch norm was folded into it")
 
 
 def _left(module: nn.Module, options: Options) -> set[str]:

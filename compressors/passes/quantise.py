@@ -1,4 +1,4 @@
-"""Quantise: int8, int4 and int16 weights and activations, codebooks, fp16 and bf16; the same numbers in all files."""
+"""Quantise: int8, int4, int16, codebooks, fp16 and bf16, with the same numbers in all files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class Mixed(shared.Options):
     """Bits per layer, chosen by what each layer's rounding does to the outputs."""
 
     budget: float = Field(
-        ge=2, le=8, description="bits that a weight (cost size) or a multiply-accumulate (macs) has on average"
+        ge=2,
+        le=8,
+        description="bits that a weight (cost size) or a multiply-accumulate (macs) has on average",
     )
     bits: tuple[int, ...] = Field(default=(8, 4), min_length=1, description="bits that a layer may have")
     cost: Literal["size", "macs"] = Field(default="size", description="what a layer counts for")
