@@ -34,8 +34,10 @@ def require_symmetric(state: State, runtime: str) -> None:
     """Refuse weights with a zero point where *runtime* computes them wrongly or not at all."""
     if state.quantised is None or state.quantised.scheme == "weight_only":
         return
-    for name, integers in integer_graph.integers_in(state.quantised.unfolded).items():
-        if bool(integers.zero.any()):
+    unfolded = state.quantised.unfolded
+    layers = {integer_graph.layer_weight(node) for node in unfolded.graph.nodes}
+    for name, integers in integer_graph.integers_in(unfolded).items():
+        if name in layers and bool(integers.zero.any()):
             raise CellError(
                 "unsupported_op",
                 f"{runtime} has no kernels for weights with a zero point ({name}).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,12 +28,15 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
     """
     (graph,) = model.subgraphs
     wanted: dict[bytes, str] = {}
+    scaled = _scaled(model, graph, weights)
     for name, integers in weights.items():
         for key in _layouts(integers.dequantised()):
             wanted.setdefault(key, name)
     done: set[str] = set()
     for index, tensor in enumerate(list(graph.tensors)):
-        name = wanted.get(_content(model, tensor))
+        name, factor = wanted.get(_content(model, tensor)), 1.0
+        if name is None and index in scaled:
+            name, factor = scaled[index]
         if name is None:
             continue
         readers = [o for o in graph.operators if index in list(o.inputs)]
@@ -40,7 +44,8 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
         if dimension is None:
             continue
         _require_kernel(name, weights[name], dynamic)
-        stored = _stored(model, graph, index, weights[name], dimension)
+        integers = dataclasses.replace(weights[name], scale=weights[name].scale * factor)
+        stored = _stored(model, graph, index, integers, dimension)
         if not dynamic:
             _restored(model, graph, index, stored, readers)
         else:
@@ -52,6 +57,26 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
             "export_failed", f"The TFLite exporter does not store the weight {missing[0]} as one constant."
         )
     return _without_unused(model)
+
+
+def _scaled(model: Any, graph: Any, weights: Mapping[str, Integers]) -> dict[int, tuple[str, float]]:
+    """
+    Tensors that are a weight times one number: tensor -> weight and number.
+
+    The converter moves a multiplication behind a linear layer (that of attention) into its weight.
+    """
+    found: dict[int, tuple[str, float]] = {}
+    values = {n: i.dequantised().flatten().double() for n, i in weights.items() if i.codes.ndim == 2}
+    for index, tensor in enumerate(graph.tensors):
+        content = _content(model, tensor)
+        for name, value in values.items() if content else ():
+            if len(content) != 4 * value.numel():
+                continue
+            other = torch.frombuffer(bytearray(content), dtype=torch.float32).double()
+            factor = float(other @ value / (value @ value).clamp(min=1e-30))
+            if factor > 0 and torch.allclose(other, factor * value, rtol=1e-6, atol=1e-9):
+                found[index] = (name, factor)
+    return found
 
 
 def _layouts(value: Tensor) -> list[bytes]:

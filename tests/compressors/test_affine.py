@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy
 import pytest
 import torch
@@ -11,6 +13,15 @@ from torch import Tensor
 from compressors.kernels import affine, histogram, kmeans, rounding
 from compressors.kernels.affine import Grid
 from compressors.kernels.histogram import Histogram
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other take most of the time of models as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def filled(values: Tensor, parts: int = 1) -> Histogram:

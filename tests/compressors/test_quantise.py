@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,16 @@ from compressors.training import tidy
 from harness.core.errors import CellError, NotApplicable, UsageError
 from harness.core.types import Recipe, Step
 from tests.compressors.models import MODELS, Trained, run_pass, trained
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other take most of the time of models as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 QUICK = {"calibration": 32}
 NONE = {"finetune": {"epochs": 0}}
@@ -72,7 +83,9 @@ def test_options_of_static_int8(options: dict[str, Any]) -> None:
     weights = weights_of(state)
     if options.get("power_of_two"):
         assert all((torch.frexp(i.scale)[0] == 0.5).all() for i in weights.values())
-        steps = [n.args[1] for n in state.quantised.folded.graph.nodes if "quantize_per_tensor" in str(n.target)]  # type: ignore[union-attr]
+        steps = [
+            n.args[1] for n in state.quantised.folded.graph.nodes if "quantize_per_tensor" in str(n.target)
+        ]  # type: ignore[union-attr]
         assert steps
         assert all(torch.frexp(torch.tensor(step))[0] == 0.5 for step in steps)
     if options.get("symmetric") is False:
@@ -81,7 +94,9 @@ def test_options_of_static_int8(options: dict[str, Any]) -> None:
 
 
 def test_folded_and_unfolded_hold_the_same_codes() -> None:
-    state, _ = run_pass("quantise", {"bits": 3, "rounding": "learned", "rounding_steps": 30}, trained("plain"))
+    state, _ = run_pass(
+        "quantise", {"bits": 3, "rounding": "learned", "rounding_steps": 30}, trained("plain")
+    )
     assert state.quantised is not None
     constants = [b for n, b in state.quantised.folded.named_buffers() if n.startswith("_frozen")]
     for one, two in zip(constants, weights_of(state).values(), strict=True):
@@ -112,10 +127,14 @@ def test_blocks_have_their_own_scales() -> None:
     assert found["6.weight"].scale.shape == (48 * 64 // 16,)
     assert found["0.weight"].block == 0  # convolutions have no such kernels
     _, whole = run_pass("quantise", {"scheme": "dynamic_int8", "bits": 4}, trained("plain"))
-    ratio = {r: next(c.sqnr_db for c in rep.layers if c.name == "6") for r, rep in (("b", report), ("c", whole))}
+    ratio = {
+        r: next(c.sqnr_db for c in rep.layers if c.name == "6") for r, rep in (("b", report), ("c", whole))
+    }
     assert ratio["b"] > ratio["c"]  # type: ignore[operator]
     with pytest.raises(UsageError, match=r"block: 8 has 48 inputs, which blocks of 20 do not divide"):
-        run_pass("quantise", {**options, "block": 20, "layers": [{"match": ["6"], "block": 16}]}, trained("plain"))
+        run_pass(
+            "quantise", {**options, "block": 20, "layers": [{"match": ["6"], "block": 16}]}, trained("plain")
+        )
 
 
 def test_input_is_the_byte_that_it_came_from() -> None:
@@ -253,7 +272,9 @@ def test_mixed_precision_is_the_best_assignment_within_the_budget() -> None:
 def test_mixed_precision_beats_random_bits_at_the_same_budget(cost: str) -> None:
     plain = trained("plain")
     common = {"scheme": "weight_only", "calibration": 32}
-    state, report = run_pass("quantise", {**common, "mixed": {"budget": 4, "bits": [2, 4, 8], "cost": cost}}, plain)
+    state, report = run_pass(
+        "quantise", {**common, "mixed": {"budget": 4, "bits": [2, 4, 8], "cost": cost}}, plain
+    )
     found = weights_of(state)
     graph = integer_graph.exported(plain.state.module, plain.task.example_inputs())
     sizes = {n: i.codes.numel() for n, i in found.items()}
@@ -264,7 +285,9 @@ def test_mixed_precision_beats_random_bits_at_the_same_budget(cost: str) -> None
     assert sum(i.bits * sizes[n] for n, i in found.items()) <= allowed
     assert "bits: " in report.note
     every = [dict(zip(sizes, w, strict=True)) for w in itertools.product((2, 4, 8), repeat=len(sizes))]
-    within = [w for w in every if 3 * sum(sizes.values()) < sum(b * sizes[n] for n, b in w.items()) <= allowed]
+    within = [
+        w for w in every if 3 * sum(sizes.values()) < sum(b * sizes[n] for n, b in w.items()) <= allowed
+    ]
     others = random.Random(0).sample(within, 4)
     worse = []
     for bits in others:
