@@ -279,8 +279,7 @@ def macs_of_layers(graph: GraphModule) -> dict[str, int]:
         for node in nodes:
             value = node.meta.get("val")
             assert value is not None
-            places = value.numel() // weight.shape[0]
-            found[name] = found.get(name, 0) + places * weight[0].numel()
+            found[name] = found.get(name, 0) + value.numel() * weight[0].numel()
     return found
 
 

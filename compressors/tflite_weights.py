@@ -54,7 +54,9 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
     missing = [name for name in weights if name not in done]
     if missing:
         raise CellError(
-            "export_failed", f"The TFLite exporter does not store the weight {missing[0]} as one constant."
+            "export_failed",
+            f"The TFLite converter changed the weight {missing[0]}, so its integers cannot be stored.",
+            hint="It folds normalisation into linear layers. static_int8 works; or leave the layer in float.",
         )
     return _without_unused(model)
 
@@ -74,7 +76,7 @@ def _scaled(model: Any, graph: Any, weights: Mapping[str, Integers]) -> dict[int
                 continue
             other = torch.frombuffer(bytearray(content), dtype=torch.float32).double()
             factor = float(other @ value / (value @ value).clamp(min=1e-30))
-            if factor > 0 and torch.allclose(other, factor * value, rtol=1e-6, atol=1e-9):
+            if factor > 0 and (other - factor * value).norm() < 1e-5 * other.norm():
                 found[index] = (name, factor)
     return found
 

@@ -55,12 +55,12 @@ def noise(state: State, model: Trained) -> float:
 @pytest.mark.parametrize("scheme", ["static_int8", "dynamic_int8", "weight_only", "codebook", "fp16"])
 def test_every_scheme_works_on_every_kind_of_model(name: str, scheme: str) -> None:
     model = trained(name)
-    options = QUICK if scheme == "static_int8" else {}
+    options = {"static_int8": QUICK, "codebook": {"bits": 5}}.get(scheme, {})
     _, report = run_pass("quantise", {"scheme": scheme, **options}, model)
     assert report.bytes is not None
     assert model.report.bytes is not None
     assert report.bytes < model.report.bytes * (0.6 if scheme == "fp16" else 0.5)
-    assert report.score == pytest.approx(model.report.score, abs=0.03)
+    assert report.score == pytest.approx(model.report.score, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,9 @@ def test_codebook_can_be_trained_and_stays_one() -> None:
 def test_per_tensor_integers_keep_a_codebook() -> None:
     plain = trained("plain")
     shared, _ = run_pass("quantise", {"scheme": "codebook", "bits": 3}, plain)
-    after, _ = run_pass("quantise", {**QUICK, "granularity": "per_tensor"}, plain, after=shared)
+    after, _ = run_pass(
+        "quantise", {**QUICK, "granularity": "per_tensor", "allow_growth": True}, plain, after=shared
+    )
     assert all(len(i.codes.unique()) <= 8 for i in weights_of(after).values())
 
 
