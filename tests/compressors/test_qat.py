@@ -51,7 +51,7 @@ def test_two_bits_need_training() -> None:
     """Rounding a trained model to 2 bits loses much; training with the rounding brings it back."""
     plain = trained("plain")
     _, rounded = run_pass("quantise", {"bits": 2, "calibration": 32}, plain)
-    state, report = run_pass("qat", {"bits": 2, "epochs": 3, "lr": 0.003, "alpha": 0.5}, plain)
+    state, report = run_pass("qat", {"bits": 2, "epochs": 2, "lr": 0.0005, "alpha": 0.5}, plain)
     assert report.score > rounded.score + 0.02  # type: ignore[operator]
     assert "0.5 of the loss from the original model's answers" in report.note
     assert state.quantised is not None
