@@ -34,11 +34,10 @@ def pack(model: Any, weights: Mapping[str, Integers], *, dynamic: bool) -> Any:
             wanted.setdefault(key, name)
     done: set[str] = set()
     for index, tensor in enumerate(list(graph.tensors)):
-        name, factor = wanted.get(_content(model, tensor)), 1.0
-        if name is None and index in scaled:
-            name, factor = scaled[index]
-        if name is None:
+        exact = wanted.get(_content(model, tensor))
+        if exact is None and index not in scaled:
             continue
+        name, factor = (exact, 1.0) if exact is not None else scaled[index]
         readers = [o for o in graph.operators if index in list(o.inputs)]
         dimension = _dimension(model, readers, index)
         if dimension is None:

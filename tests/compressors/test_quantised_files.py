@@ -29,7 +29,7 @@ def _one_thread() -> Iterator[None]:
 INTEGERS = "in integers: "
 DYNAMIC = {"scheme": "dynamic_int8"}
 BLOCKS = {**DYNAMIC, "bits": 4, "granularity": "per_block", "block": 32}
-BLOCKS["layers"] = [{"match": ["0"], "granularity": "per_channel"}]  # type: ignore[assignment]
+BLOCKS["layers"] = [{"match": ["0"], "granularity": "per_channel"}]
 FIRST = "in integers: 1 conv_2d ({0}), 2 depthwise_conv_2d ({0}), 2 fully_connected ({0})"
 #: Model, options, format -> what the runtime computes, or the reason after the status.
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
