@@ -123,12 +123,13 @@ def quantised_weights(state: State) -> list[Weight]:
         exact = tensors[str(source.target)].detach()
         integers = node.target(exact, *arguments)
         (back,) = (user for user in node.users if "dequantize" in str(user.target))
-        low, high = (int(v) for v in node.args[-3:-1])
+        first = 4 if str(node.target).endswith("per_channel.default") else 3  # behind the axis
+        low, high = (int(v) for v in node.args[first : first + 2])
         per_channel = [a for a in arguments[:2] if isinstance(a, Tensor)]
         found[str(source.target)] = Weight(
             name=str(source.target),
             exact=exact,
-            rounded=back.target(integers, *arguments),
+            rounded=back.target(integers, *arguments, *back.args[len(node.args) :]),
             codes=integers.to(torch.int32) - low,
             bits=max(1, math.ceil(math.log2(high - low + 1))),
             extra_bytes=4 * per_channel[0].numel() + _zero_point_bytes(per_channel) if per_channel else 4,

@@ -51,6 +51,15 @@ def unsupported(what: str, operators: list[str]) -> CellError:
     return CellError("unsupported_op", f"{what} has no implementation of {', '.join(operators)}.")
 
 
+def counted(integer: list[str], real: list[str]) -> str:
+    """The layers of a file that a runtime computes in integers and in float, as one line for people."""
+    parts = []
+    for what, names in (("in integers", integer), ("in float", real)):
+        if names:
+            parts.append(f"{what}: " + ", ".join(f"{names.count(n)} {n}" for n in sorted(set(names))))
+    return "; ".join(parts)
+
+
 @contextlib.contextmanager
 def explained(what: str, package: str, *, did: str = "export") -> Iterator[None]:
     """

@@ -75,5 +75,5 @@ def bare(model: Any) -> Any:
 
 def for_old_runtimes(model: Any) -> Any:
     """*model*, changed in place, with the lowest file version that its operators need."""
-    model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
+    model.ir_version = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.core import plugins
 from harness.core.errors import UsageError
-from harness.core.types import Recipe
+from harness.core.types import Recipe, Step
 
 PASSES = "compressors.passes"
 
@@ -25,6 +25,15 @@ def traits(name: str, constant: str) -> tuple[str, ...]:
     return found
 
 
+def _broken_by(step: Step) -> tuple[str, ...]:
+    """What *step* ends: ``BREAKS`` of its pass, or where that depends on the options ``breaks(options)``."""
+    module = plugins.load(PASSES, step.name)
+    if not hasattr(module, "breaks"):
+        return traits(step.name, "BREAKS")
+    found: tuple[str, ...] = module.breaks(module.Options.model_validate(dict(step.options)))
+    return found
+
+
 def require(recipe: Recipe, where: str) -> None:
     """Refuse a recipe with a step that needs what an earlier step has taken away."""
     broken: dict[str, str] = {}
@@ -36,5 +45,5 @@ def require(recipe: Recipe, where: str) -> None:
                     f"{where}: step {position} ({step.name}) needs {needed}, but {broken[trait]} {did}.",
                     hint=f"Put {step.name} before it.",
                 )
-        for trait in traits(step.name, "BREAKS"):
+        for trait in _broken_by(step):
             broken.setdefault(trait, f"step {position} ({step.name})")

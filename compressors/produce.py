@@ -142,6 +142,7 @@ def _export(
     parity.require(measured, built.bound, runtime=module.RUNTIME)
     with exporting.explained(module.RUNTIME, format, did="run"):
         scored = score.of_file(functools.partial(module.outputs, path), built.task)
+        arithmetic = module.arithmetic(path)
     check.write(folder / check.NAME, built.samples, found)
     packed, reason = _packed(built, path, report)
     return Artifact(
@@ -170,6 +171,7 @@ def _export(
         steps=built.reports,
         container=packed,
         container_reason=reason,
+        arithmetic=arithmetic or None,
     )
 
 

@@ -44,16 +44,33 @@ def with_float_interface(model: Any) -> Any:
         if not _is_quantised(graph.tensors[index]):
             continue
         outer = _float_twin(graph, index)
-        graph.operators.insert(0, _operator(model, schema.BuiltinOperator.QUANTIZE, outer, index))
+        graph.operators.insert(0, new_operator(model, schema.BuiltinOperator.QUANTIZE, outer, index))
         graph.inputs[position] = outer
         _repoint(signature.inputs if signature else [], index, outer)
     for position, index in enumerate(graph.outputs):
         if not _is_quantised(graph.tensors[index]):
             continue
         outer = _float_twin(graph, index)
-        graph.operators.append(_operator(model, schema.BuiltinOperator.DEQUANTIZE, index, outer))
+        graph.operators.append(new_operator(model, schema.BuiltinOperator.DEQUANTIZE, index, outer))
         graph.outputs[position] = outer
         _repoint(signature.outputs if signature else [], index, outer)
+    return model
+
+
+def with_wide_biases(model: Any) -> Any:
+    """*model*, changed in place: layers with int16 inputs get the 64-bit biases that their kernels want."""
+    (graph,) = model.subgraphs
+    for operator in graph.operators:
+        inputs = [int(index) for index in operator.inputs]
+        if len(inputs) < 3 or inputs[2] < 0 or graph.tensors[inputs[0]].type != schema.TensorType.INT16:
+            continue
+        bias = graph.tensors[inputs[2]]
+        if bias.type == schema.TensorType.INT32 and model.buffers[bias.buffer].data is not None:
+            narrow = numpy.asarray(model.buffers[bias.buffer].data, dtype=numpy.uint8).view(numpy.int32)
+            made = schema.BufferT()
+            made.data = narrow.astype(numpy.int64).view(numpy.uint8)
+            model.buffers.append(made)
+            bias.type, bias.buffer = schema.TensorType.INT64, len(model.buffers) - 1
     return model
 
 
@@ -63,7 +80,7 @@ def bare(model: Any) -> Any:
         for tensor in graph.tensors:
             tensor.name = None
         for number, operator in enumerate(graph.operators):
-            name = _kind(model.operatorCodes[operator.opcodeIndex])
+            name = kind(model.operatorCodes[operator.opcodeIndex])
             for index in operator.outputs:
                 graph.tensors[index].name = f"{name}_{number}"
     for signature in model.signatureDefs or []:
@@ -78,7 +95,7 @@ def operators(model: Any) -> list[tuple[str, tuple[int, ...]]]:
     graph = model.subgraphs[0]
     return [
         (
-            _kind(model.operatorCodes[operator.opcodeIndex]),
+            kind(model.operatorCodes[operator.opcodeIndex]),
             tuple(graph.tensors[index].type for index in operator.inputs if index >= 0),
         )
         for operator in graph.operators
@@ -87,7 +104,11 @@ def operators(model: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 def _is_quantised(tensor: Any) -> bool:
     scale = tensor.quantization.scale if tensor.quantization else None
-    return tensor.type == schema.TensorType.INT8 and scale is not None and len(scale) > 0
+    return (
+        tensor.type in (schema.TensorType.INT8, schema.TensorType.INT16)
+        and scale is not None
+        and len(scale) > 0
+    )
 
 
 def _float_twin(graph: Any, index: int) -> int:
@@ -99,12 +120,13 @@ def _float_twin(graph: Any, index: int) -> int:
     return len(graph.tensors) - 1
 
 
-def _operator(model: Any, builtin: int, source: int, target: int) -> Any:
-    operator = schema.OperatorT()
-    operator.opcodeIndex = _code(model, builtin)
-    operator.inputs = numpy.array([source], dtype=numpy.int32)
-    operator.outputs = numpy.array([target], dtype=numpy.int32)
-    return operator
+def new_operator(model: Any, builtin: int, source: int, target: int) -> Any:
+    """A new operator of *model* from the tensor *source* to *target*."""
+    made = schema.OperatorT()
+    made.opcodeIndex = _code(model, builtin)
+    made.inputs = numpy.array([source], dtype=numpy.int32)
+    made.outputs = numpy.array([target], dtype=numpy.int32)
+    return made
 
 
 def _code(model: Any, builtin: int) -> int:
@@ -113,7 +135,7 @@ def _code(model: Any, builtin: int) -> int:
             return index
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = builtin
-    code.version = 2 if builtin == schema.BuiltinOperator.DEQUANTIZE else 1  # the first that takes int8
+    code.version = 3 if builtin == schema.BuiltinOperator.DEQUANTIZE else 1  # takes int8, int16 and float16
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
 
@@ -129,5 +151,16 @@ _NAMES: dict[int, str] = {
 }
 
 
-def _kind(code: Any) -> str:
+def kind(code: Any) -> str:
+    """The name of an operator."""
     return _NAMES.get(max(code.builtinCode, code.deprecatedBuiltinCode), "custom")
+
+
+_TYPES: dict[int, str] = {
+    value: name.lower() for name, value in vars(schema.TensorType).items() if name[0].isupper()
+}
+
+
+def type_name(number: int) -> str:
+    """The name of a type of tensors (``schema.TensorType``)."""
+    return _TYPES[number]

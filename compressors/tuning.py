@@ -30,7 +30,7 @@ def finetune(
         note = f"not trained again: {context.task.no_score}"
         return dataclasses.replace(state, note="; ".join(filter(None, (state.note, note))))
     if options.alpha and hooks.loss is None:
-        hooks = dataclasses.replace(hooks, loss=_taught(context, options.alpha, options.temperature))
+        hooks = dataclasses.replace(hooks, loss=taught(context, options.alpha, options.temperature))
     module = fit(
         state.module,
         context.task,
@@ -44,7 +44,8 @@ def finetune(
     return state.replaced(module, dropped=state.dropped, note=state.note)
 
 
-def _taught(context: Context, alpha: float, temperature: float) -> Loss:
+def taught(context: Context, alpha: float, temperature: float) -> Loss:
+    """The task's own loss mixed with the distance to the original model's answers."""
     teacher, own_loss = context.original, context.task.loss
     assert own_loss is not None
 

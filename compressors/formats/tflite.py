@@ -30,14 +30,24 @@ def export(state: State, example_inputs: tuple[Tensor, ...], path: Path) -> None
     with exporting.explained("The TFLite exporter", "litert_torch"), quiet.exporters():
         import litert_torch
 
-        from compressors import tflite_file
+        from compressors import export_source, tflite_file, tflite_weights
 
-        if state.quantised is None:
-            wide = _wide(example_inputs)
-            litert_torch.convert(state.module, example_inputs, enable_x64=wide).export(str(path))
+        scheme = state.quantised.scheme if state.quantised is not None else ""
+        export_source.require_symmetric(state, RUNTIME)
+        model, weights = export_source.source(state, packed=not scheme.startswith("static"))
+        if weights or state.quantised is None:
+            litert_torch.convert(model, example_inputs, enable_x64=_wide(example_inputs)).export(str(path))
         else:
+            assert state.quantised is not None
             _convert_quantised(state.quantised.unfolded, example_inputs, path)
-        tflite_file.write(tflite_file.bare(tflite_file.with_float_interface(tflite_file.read(path))), path)
+        file = tflite_file.read(path)
+        if scheme == "static_int16":
+            file = tflite_file.with_wide_biases(file)
+        if weights:
+            file = tflite_weights.pack(file, weights, dynamic=scheme == "dynamic_int8")
+        elif (dtype := export_source.half(state)) is not None:
+            file = tflite_weights.halve(file, dtype)
+        tflite_file.write(tflite_file.bare(tflite_file.with_float_interface(file)), path)
 
 
 def _convert_quantised(graph: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> None:
@@ -88,6 +98,28 @@ def outputs(path: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
             opened.set_tensor(index, array)
         opened.invoke()
         yield tuple(opened.get_tensor(index) for index in results)
+
+
+#: Operators with weights.
+_LAYERS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "batch_matmul", "transpose_conv")
+
+
+def arithmetic(path: Path) -> str:
+    """How many layers LiteRT computes in integers and in float, by the types of their inputs."""
+    from compressors import tflite_file
+
+    integer, real = [], []
+    for name, types in tflite_file.operators(tflite_file.read(path)):
+        if name not in _LAYERS:
+            continue
+        kinds = [tflite_file.type_name(kind) for kind in types[:2]]
+        if kinds[1].startswith("float"):
+            real.append(name)
+        elif kinds[0].startswith("float"):
+            integer.append(f"{name} ({kinds[1]}, input quantised at run time)")
+        else:
+            integer.append(f"{name} ({' x '.join(kinds)})")
+    return exporting.counted(integer, real)
 
 
 def signature(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

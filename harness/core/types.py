@@ -190,6 +190,8 @@ class Artifact:
     score_reason: str | None = None  # why score is None
     steps: tuple[StepReport, ...] = ()
     cached: bool = False
+    #: The layers that the runtime computes in integers and in float, counted in the file; None: not looked.
+    arithmetic: str | None = None
     container: Container | None = None  # of a recipe with the step huffman
     container_reason: str | None = None  # why there is none although the recipe asks for it
 

@@ -22,9 +22,9 @@ def option(name: str, of: str) -> describe.Option:
 
 def test_option_has_a_type_a_range_a_default_and_a_sentence() -> None:
     ratio = option("ratio", "prune_channels")
-    assert (ratio.type, ratio.range, ratio.default) == ("number", "> 0, < 1", 0.5)
-    assert ratio.doc == "share of the channels that is removed"
-    assert option("importance", "prune_channels").type == "l1 | l2 | taylor"
+    assert (ratio.type, ratio.range, ratio.default) == ("number or none", "> 0, < 1", None)
+    assert ratio.doc == "share of the channels that is removed; 0.5 if nothing is a target"
+    assert option("kinds", "prune_channels").type.startswith("list of ")
     assert option("block", "prune_weights").type == "[whole number, whole number] or none"
     assert option("global", "prune_weights").type == "true | false"  # as it is written in a recipe
     assert option("exclude", "prune_weights").type == "list of text"
