@@ -2,17 +2,24 @@
 
 import hashlib
 import os
+import re
 import stat
 import threading
 import zlib
 from contextlib import suppress
-from errno import EDQUOT, ENOSPC
+from errno import EBUSY, EDQUOT, EEXIST, ENOSPC, ENOTEMPTY
 
 from keeper import Refused
 
 BLOCK = 1 << 18
 THREADS = 16  # that wait for the disk at once: then they share its commits
+MARKER = ".edgebench-folder"  # says that a folder was made by us, or was empty when we came
 OURS = ("files", "parts", "jobs", "links")  # folders that nothing may be unpacked over
+STATE = ("lease.json", "janitor.json", "restore.json", "jetson_clocks.conf", "lock", MARKER)
+SITE = "site"  # the folder that things are unpacked into
+#: What local.py and an interrupted write leave behind.
+REMAINS = re.compile(r"(lease|janitor|restore)\.json\.(new|[0-9]+)|\.push-[A-Za-z0-9_]+")
+ALWAYS_THERE = "lost+found"  # in a file system of its own; nobody's
 PLAIN = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
@@ -49,9 +56,10 @@ class Files:
     """What lies in the workdir."""
 
     def __init__(self, workdir):
-        for name in ("", *OURS):
-            os.makedirs(os.path.join(workdir, name), mode=0o700, exist_ok=True)
         self.workdir = os.path.realpath(workdir)
+        make_ours(self.workdir)
+        for name in OURS:
+            os.makedirs(os.path.join(self.workdir, name), mode=0o700, exist_ok=True)
         self.parts, self.whole, self.known = {}, [], {}
 
     def place(self, folder, name):
@@ -162,7 +170,7 @@ class Files:
         import fnmatch
         import shutil
 
-        folder, count, size = self.free_place(into), 0, 0
+        folder, count, size = self.site_place(into), 0, 0
         with zipfile.ZipFile(self.place("files", name)) as archive:
             for entry in archive.infolist():
                 if entry.is_dir() or any(fnmatch.fnmatch(entry.filename, pattern) for pattern in skip):
@@ -178,16 +186,36 @@ class Files:
                 count, size = count + 1, size + entry.file_size
         return {"files": count, "bytes": size, "path": folder}
 
-    def free_place(self, name):
-        """The path of a folder that is no folder of the supervisor itself."""
+    def site_place(self, name):
+        """The path of a folder that things are unpacked into: it is known what of the workdir is ours."""
         path = self.place("", name)
-        if name.split("/")[0] in (*OURS, "lease.json", "janitor.json", "lock", "restore.json"):
-            raise Refused("bad_request", "{!r} is a name that the supervisor uses itself.".format(name))
+        if name.split("/")[0] != SITE:
+            raise Refused("bad_request", "{!r} is not in {}, where unpacked folders are.".format(name, SITE))
         return path
+
+    def remove_all(self):
+        """Remove what is ours, then the folder if nothing else is in it: (bytes, names that stay)."""
+        names = sorted(filter(is_ours, os.listdir(self.workdir)), key=MARKER.__eq__)  # the marker last
+        size = sum(removed(os.path.join(self.workdir, name)) for name in names)
+        stay = sorted(set(os.listdir(self.workdir)) - {ALWAYS_THERE})
+        try:
+            os.rmdir(self.workdir)
+        except PermissionError:  # of the folder around it: an empty one that is not ours to remove
+            pass
+        except OSError as error:
+            if error.errno not in (ENOTEMPTY, EEXIST, EBUSY):  # busy: a disk is mounted there
+                raise
+        return size, stay
 
     def remove(self, names):
         """Remove what push and unpack made, by the names they were given; how many bytes that was."""
-        paths = [self.place("files", name) for name in names] + [self.free_place(name) for name in names]
+        first = {name.split("/")[0] for name in names if isinstance(name, str)}
+        if first & {*OURS, *STATE}:
+            raise Refused(
+                "bad_request", "{} are names that the supervisor uses itself.".format(sorted(first))
+            )
+        paths = [self.place("files", name) for name in names]
+        paths += [self.site_place(name) for name in names if name.split("/")[0] == SITE]
         return {"removed_bytes": sum(map(removed, paths))}
 
     def settle(self):
@@ -199,6 +227,35 @@ class Files:
         for folder in {os.path.dirname(part.target) for _, part in whole}:
             sync_folder(folder)
         return [(facts, error) for (facts, _), error in zip(whole, errors) if error is not None]
+
+
+def is_ours(name):
+    """Whether something of that name in a workdir is ours to remove."""
+    return name in (*OURS, *STATE, SITE) or REMAINS.fullmatch(name) is not None
+
+
+def is_marked(workdir):
+    """Whether that folder is there and ours; not any more after everything was removed."""
+    return os.path.exists(os.path.join(workdir, MARKER))
+
+
+def make_ours(workdir):
+    """Make a folder and mark it as ours; Refused, and nothing is written, where it is somebody else's."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    if (home + "/").startswith(workdir.rstrip("/") + "/"):
+        text = "The workdir {} is the home folder {} or above it; choose a folder of its own."
+        raise Refused("bad_request", text.format(workdir, home))
+    os.makedirs(workdir, mode=0o700, exist_ok=True)
+    names = set(os.listdir(workdir)) - {ALWAYS_THERE}
+    if MARKER in names:
+        return
+    # Before there were markers the supervisor made all of these at once, and nothing besides what is ours.
+    earlier = names.issuperset(OURS) and all(map(is_ours, names))
+    if names and not earlier:
+        some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+        text = "The workdir {} holds files that are not edgebench's ({}); choose a folder of its own."
+        raise Refused("bad_request", text.format(workdir, some))
+    os.close(os.open(os.path.join(workdir, MARKER), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
 
 def plain(word):

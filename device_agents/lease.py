@@ -8,6 +8,7 @@ import signal
 import time
 
 import keeper
+from files import is_marked
 from keeper import Refused, load, save
 
 
@@ -63,7 +64,7 @@ def change(workdir, client, action, owner, period_s, replaces):
         raise Refused("bad_request", "A lease is taken or renewed with an owner, or released.")
     if len(json.dumps(owner)) > 2000:
         raise Refused("bad_request", "An owner is told in fewer words.")
-    if action == "release" and not os.path.isdir(workdir):  # everything was removed
+    if action == "release" and not is_marked(workdir):  # everything was removed
         return {"held": False}
     with locked(workdir):
         held = load(path)

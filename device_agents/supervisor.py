@@ -12,7 +12,7 @@ import zlib
 
 import keeper
 import lease
-from files import BLOCK, Files, plain, removed
+from files import BLOCK, Files, is_marked, plain
 from keeper import Refused, load, save
 
 PROTOCOL = 1
@@ -190,7 +190,7 @@ class Supervisor:
                 raise
 
     def remove(self, names=(), everything=False):
-        """Remove what push and unpack made, by the names they were given; or all, the workdir too."""
+        """Remove what push and unpack made, by the names they were given; or all that is ours."""
         if not everything:
             return self.files.remove(names)
         self.must_hold()
@@ -198,7 +198,8 @@ class Supervisor:
             keeper.end(folder)
         lease.restore(self.files.workdir)
         lease.end_process(load(self.files.place("", "janitor.json")))
-        return {"removed_bytes": removed(self.files.workdir)}
+        size, stay = self.files.remove_all()
+        return {"removed_bytes": size, "stay": stay}
 
     def start(self, job, argv, env, timeout_s, max_output_bytes=1 << 26, cpus=()):
         """Start an agent under a keeper."""
@@ -251,7 +252,7 @@ class Supervisor:
 
     def must_hold(self):
         """Refused while the device is somebody else's; without any lease everybody may."""
-        if not os.path.isdir(self.files.workdir):  # everything was removed
+        if not is_marked(self.files.workdir):  # everything was removed
             return
         with lease.locked(self.files.workdir):
             lease.refuse_others(load(self.files.place("", "lease.json")), self.client, None, None)

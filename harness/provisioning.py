@@ -153,16 +153,18 @@ def provision(
     )
 
 
-def remove(transport: Transport) -> int:
-    """Remove our whole work folder from a device; how many bytes that were."""
-    return int(transport.call("remove", everything=True)["removed_bytes"])
+def remove(transport: Transport) -> tuple[int, tuple[str, ...]]:
+    """Remove all that is ours from a device: how many bytes, and foreign names that stay there."""
+    done = transport.call("remove", everything=True)
+    return int(done["removed_bytes"]), tuple(done["stay"])
 
 
 def _look(device: Device, transport: Transport, facts: Mapping[str, Any]) -> tuple[Target, System]:
     """What decides which files run there. A 64-bit kernel may have a 32-bit Python: so it is asked."""
-    if ":" in transport.workdir:
+    if separator := next((one for one in ":;" if one in transport.workdir), ""):
+        text = f"the work folder {transport.workdir} has a {separator!r} in it, which separates folders"
         raise DeviceError(
-            f"{device.name}: the work folder {transport.workdir} has a ':' in it, which separates folders.",
+            f"{device.name}: {text}.",
             hint=f"Set workdir of {device.name} to another folder.",
         )
     done = trying.run(transport, [transport.python, "-c", QUESTION])

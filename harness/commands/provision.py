@@ -75,9 +75,9 @@ def _one(
     try:
         with open_session(device, Conduct(run="provision", say=show.say, settings=False)) as session:
             if remove:
-                removed = provisioning.remove(session.transport)
+                size, stay = provisioning.remove(session.transport)
                 session.forget()
-                return row | {"removed_bytes": removed}
+                return row | {"removed_bytes": size, "stay": list(stay)}
             done = provisioning.provision(
                 device,
                 session.transport,
@@ -117,4 +117,5 @@ def _print(answers: list[dict[str, Any]]) -> None:
 def _print_removed(answers: list[dict[str, Any]]) -> None:
     for row in answers:
         text = row.get("reason") or f"{units.size(row['removed_bytes'])} removed; nothing of ours is left"
-        click.echo(f"{row['device']}: {text}")
+        foreign = f"; not ours, and still there: {', '.join(row['stay'])}" if row.get("stay") else ""
+        click.echo(f"{row['device']}: {text}{foreign}")

@@ -6,6 +6,7 @@ import dataclasses
 import getpass
 import glob
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,15 @@ class Options(BaseModel):
     def _one_line(cls, value: str) -> str:
         if not value.isprintable():
             raise ValueError("this must be one line of printable characters")
+        return value
+
+    @field_validator("workdir")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        if ".." in value.split("/") or posixpath.normpath(value) in {".", "/", "//", "~"}:
+            raise ValueError("this must be a folder of its own, below home or absolute, without '..'")
+        if ":" in value or ";" in value:  # both separate the folders of LD_LIBRARY_PATH
+            raise ValueError("a workdir has no ':' and no ';' in it")
         return value
 
     @field_validator("jump")

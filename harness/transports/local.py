@@ -27,6 +27,7 @@ from harness.transports._pipe import Pipe
 from harness.transports._supervisor import Supervisor, bootstrap_command
 
 FILES = "files"  # where pushed files lie below the work folder, as on every device
+MARKER = ".edgebench-folder"  # in a work folder that is ours, as on every device
 ERROR_BYTES = 4000  # how much of a process's standard error is kept
 PATIENCE_S = 10.0  # for a supervisor that was killed
 LINE_BYTES = 1 << 20  # a longer line comes in pieces, none of which is an event
@@ -42,7 +43,7 @@ class Options(BaseModel):
 
 
 def connect(device: Device) -> Local:
-    """Make the work folder; DeviceError when that or the interpreter cannot be used."""
+    """Make the work folder; DeviceError when that or the interpreter cannot be used, or it is not ours."""
     options = Options.model_validate(device.options)
     workdir = Path(options.workdir or cache_dir() / "device").expanduser().resolve()
     python = shutil.which(options.python or sys.executable)
@@ -51,20 +52,31 @@ def connect(device: Device) -> Local:
             f"{device.name}: there is no interpreter {options.python or sys.executable!r}.",
             hint=f"Set python of {device.name} to one that exists, or leave it out.",
         )
+    supervisor = _supervisor(device, workdir)
     try:
-        Path(workdir, FILES).mkdir(parents=True, exist_ok=True)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not options.workdir:  # in our cache
+            Path(workdir, MARKER).touch()
+        if not Path(workdir, MARKER).exists():
+            with contextlib.closing(_supervisor(device, workdir)) as first:
+                first.call("hello")  # marks a new folder, refuses one that is somebody else's
+        Path(workdir, FILES).mkdir(exist_ok=True)
     except OSError as error:
         raise DeviceError(
             f"{device.name}: the folder {workdir} cannot be made: {error.strerror}.",
             hint=f"Set workdir of {device.name} to a folder that can be written.",
         ) from error
-    supervisor = Supervisor(
+    return Local(workdir=str(workdir), python=python, supervisor=supervisor)
+
+
+def _supervisor(device: Device, workdir: Path) -> Supervisor:
+    """A supervisor of this machine; its process starts when it is first asked."""
+    return Supervisor(
         lambda: Pipe(bootstrap_command(sys.executable)),
         workdir=str(workdir),
         patience_s=PATIENCE_S,
         name=device.name,
     )
-    return Local(workdir=str(workdir), python=python, supervisor=supervisor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

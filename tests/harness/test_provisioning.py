@@ -140,7 +140,9 @@ def test_only_what_is_new_is_sent(
 
 def test_remove_leaves_nothing(house: Path, compiled: Path, device: Local, shared: Path) -> None:
     done = provision(device, shared)
-    assert provisioning.remove(device) >= sum(done.manifest.folders.values())
+    size, stay = provisioning.remove(device)
+    assert size >= sum(done.manifest.folders.values())
+    assert stay == ()
     assert not Path(device.workdir).exists()
 
 

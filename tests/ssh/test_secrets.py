@@ -90,7 +90,7 @@ def test_what_was_typed_is_asked_once_and_not_shown(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", ["x; touch owned", "../../x", "a'b\"c", "$(touch owned)", "-rf", "pi 5\n6"])
 def test_names_that_a_shell_would_read_do_no_harm(lab: Lab, name: str) -> None:
     server = lab.server()
-    transport = ssh.connect(lab.device(server, name, workdir=str(lab.folder / "work" / "w;touch owned")))
+    transport = ssh.connect(lab.device(server, name, workdir=str(lab.folder / "work" / "w|touch owned")))
     with transport.stream(["/bin/echo", name], env={}, timeout_s=10) as stream:
         assert list(stream) == name.split("\n")
     transport.close()
