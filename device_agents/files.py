@@ -239,10 +239,15 @@ def is_marked(workdir):
     return os.path.exists(os.path.join(workdir, MARKER))
 
 
+def contains(folder, path):
+    """Whether *path* is that folder or below it; both are real paths."""
+    return (path.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
+
+
 def make_ours(workdir):
     """Make a folder and mark it as ours; Refused, and nothing is written, where it is somebody else's."""
     home = os.path.realpath(os.path.expanduser("~"))
-    if (home + "/").startswith(workdir.rstrip("/") + "/"):
+    if contains(workdir, home):
         text = "The workdir {} is the home folder {} or above it; choose a folder of its own."
         raise Refused("bad_request", text.format(workdir, home))
     os.makedirs(workdir, mode=0o700, exist_ok=True)

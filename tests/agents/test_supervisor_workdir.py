@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import device_agents
 from harness.core.errors import DeviceError, SupervisorError
 from harness.core.types import Device
 from harness.transports import local
@@ -28,7 +31,7 @@ def tree(folder: Path) -> list[str]:
 def refused(workdir: Path | str) -> str:
     there = device(workdir)
     with pytest.raises(SupervisorError) as caught:
-        there.call("remove", everything=True)
+        there.call("hello")  # and never a remove: where the refusal is broken, it would be carried out
     there.close()
     assert caught.value.kind == "bad_request"
     assert "choose a folder of its own" in str(caught.value)
@@ -56,7 +59,7 @@ def test_a_folder_that_has_some_of_our_names_is_still_not_ours(tmp_path: Path) -
     assert tree(tmp_path) == ["files"]
 
 
-@pytest.mark.parametrize("place", ["~", "~/", "{home}", "{home}/..", "/", "{link}"])
+@pytest.mark.parametrize("place", ["~", "~/", "{home}", "{home}/..", "{link}"])
 def test_the_home_folder_and_what_is_above_it_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -66,6 +69,26 @@ def test_the_home_folder_and_what_is_above_it_are_refused(
     monkeypatch.setenv("HOME", str(home))
     assert "is the home folder" in refused(place.format(home=home, link=tmp_path / "link"))
     assert tree(tmp_path) == ["home", "home/ann", "link"]
+
+
+@pytest.mark.parametrize(
+    ("workdir", "home", "holds"),
+    [
+        ("/", "/root", True),
+        ("/", "/", True),
+        ("/home", "/home/ann", True),
+        ("/home/ann", "/home/ann", True),
+        ("/home/an", "/home/ann", False),
+        ("/home/ann/.edgebench", "/home/ann", False),
+        ("/srv", "/", False),
+    ],
+)
+def test_what_contains_the_home_folder(workdir: str, home: str, holds: bool) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import files; print(files.contains(*sys.argv[2:]))"
+    agents = str(Path(device_agents.__file__).parent)
+    argv = [sys.executable, "-I", "-c", code, agents, workdir, home]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{holds}\n"
 
 
 def test_a_folder_below_home_is_made_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
