@@ -46,6 +46,22 @@ def test_devices_are_provisioned_and_cleared(
     assert not (tmp_path / "d2").exists()
 
 
+def test_what_is_not_ours_is_never_removed(
+    fleet: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["provision", "d1", "--runtime", "onnxruntime", *fleet]) == 0
+    (tmp_path / "d1" / "thesis.txt").write_text("mine")
+    (tmp_path / "d2").mkdir()
+    (tmp_path / "d2" / "photo.jpg").write_text("mine")
+    capsys.readouterr()
+    assert run(["provision", "d1", "d2", "--remove", *fleet]) == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert "not ours, and still there: thesis.txt" in out
+    assert "(photo.jpg); choose a folder of its own." in out
+    assert [path.name for path in (tmp_path / "d1").iterdir()] == ["thesis.txt"]
+    assert [path.name for path in (tmp_path / "d2").iterdir()] == ["photo.jpg"]
+
+
 def test_what_is_missing_is_in_the_table_and_nothing_at_all_is_a_failure(
     fleet: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -347,10 +347,13 @@ def test_a_runner_that_does_not_compile_leaves_the_others(
     assert "error: boom" in done.missing["executorch"]
 
 
-def test_a_folder_that_no_path_can_name_is_refused(house: Path, tmp_path: Path, shared: Path) -> None:
-    device = local.connect(replace(PI, options={"workdir": str(tmp_path / "a:b")}))
+@pytest.mark.parametrize("separator", [":", ";"])
+def test_a_folder_that_no_path_can_name_is_refused(
+    house: Path, tmp_path: Path, shared: Path, separator: str
+) -> None:
+    device = local.connect(replace(PI, options={"workdir": str(tmp_path / f"a{separator}b")}))
     try:
-        with pytest.raises(DeviceError, match="has a ':' in it"):
+        with pytest.raises(DeviceError, match=f"has a '{separator}' in it"):
             provision(device, shared)
     finally:
         device.close()
