@@ -55,6 +55,15 @@ def test_an_ordinary_user_with_a_default_workdir(lab: Lab) -> None:
     assert str(facts["workdir"]).endswith("/.edgebench")
 
 
+def test_a_folder_of_somebody_else_is_not_used(lab: Lab) -> None:
+    folder = lab.folder / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").touch()
+    said = refusal(lab.device(lab.server(), workdir=str(folder)), transient=False)
+    assert "(cat.jpg); choose a folder of its own." in said
+    assert [path.name for path in folder.iterdir()] == ["cat.jpg"]
+
+
 def test_a_locked_key_comes_from_the_agent(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     server = lab.server()
     (lab.home / ".ssh" / "id_ed25519").rename(lab.folder / "held")
