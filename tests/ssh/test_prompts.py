@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -164,10 +165,13 @@ def test_work_in_parallel_keeps_its_order_and_raises_its_errors() -> None:
 
 
 def test_a_thread_that_nobody_serves_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     asked: list[str] = []
-    monkeypatch.setattr(prompting, "typed", lambda question: asked.append(question) or "told")
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return "told"
+
+    monkeypatch.setattr(prompting, "typed", answer)
     told: list[str | None] = []
     thread = threading.Thread(target=lambda: told.append(prompting.secret("Who? ")))
     thread.start()
