@@ -76,7 +76,7 @@ def examine(device: Device) -> Page:
         found += _runtimes(device, session)
         found.append(_noise(device, session.transport))
     except EdgebenchError as error:
-        found.append(Line(name="device", level="bad", text=error.message, todo=error.hint))
+        found.append(_trouble(error))
     finally:
         session.end(None)
     return Page(
@@ -86,6 +86,18 @@ def examine(device: Device) -> Page:
         facts=session.facts,
         conditions=session.conditions,
     )
+
+
+def _trouble(error: EdgebenchError) -> Line:
+    """Why the page of a device that answers ends here; that somebody else uses it is no fault of it."""
+    if isinstance(error, SupervisorError) and error.kind == "held":
+        return _undisturbed("device")
+    return Line(name="device", level="bad", text=error.message, todo=error.hint)
+
+
+def _undisturbed(name: str) -> Line:
+    text = "not looked at: it would disturb who is using the device"
+    return Line(name=name, level="warn", text=text, todo="Ask again when it is free.")
 
 
 def _unreachable(device: Device, error: EdgebenchError) -> Line:
@@ -187,8 +199,7 @@ def _noise(device: Device, transport: Transport) -> Line:
     except SupervisorError as error:
         if error.kind != "held":
             raise
-        text = "not looked at: it would disturb who is using the device"
-        return Line(name="noise", level="warn", text=text, todo="Ask again when it is free.")
+        return _undisturbed("noise")
     if done.get("exit_code") != 0:
         words = str(done.get("err") or "it said nothing").strip().splitlines()[-1]
         raise DeviceError(f"{device.name}: a short piece of work did not end there: {words}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.build import open_file
-from harness import __version__, building, config, measuring, store
+from harness import __version__, building, config, measuring, preflight, store
 from harness.core import codec
 from harness.core.errors import UsageError
 from harness.core.types import (
@@ -25,6 +25,7 @@ from harness.core.types import (
     Progress,
     Recipe,
     Record,
+    Run,
     RunInfo,
 )
 from harness.progress import Reporter
@@ -78,11 +79,13 @@ def bench(
     """
     Build what is missing, measure every cell on every device, keep one record per cell.
 
-    A device that somebody else holds is waited for up to *wait_s*.
+    A device that somebody else holds is waited for up to *wait_s*. DeviceError, before anything is built,
+    when no device can be reached and trying again is no help.
     """
     opened = open_files(request, cache)  # bad files and recipes end here, before a folder is made
     recipes = load_recipes(request)
     cells = tuple(plan_cells(request, devices, recipes, list(opened)))
+    preflight.check(devices, show.say)
     if aside := store.make_room(results, name):
         show.say(f"The earlier run {name} is kept as {aside.name}.")
     folder = store.create(results, name)
@@ -116,6 +119,7 @@ def resume(
         names = list(dict.fromkeys(cell.device for cell in run.info.cells))
         devices = [config.device_called(fleet, name) for name in names]
         records = list(run.records)
+        preflight.check(_still_needed(run, devices), show.say)
         if len(records) < len(run.info.cells):
             files = open_files(request, cache) | build_files(request, load_recipes(request), cache, show)
             records = _open_records(run.info, files, folder, records)
@@ -126,6 +130,14 @@ def resume(
                     hint="Start the run again under a new name.",
                 )
         _measure_all(measuring.reopened(records), devices, folder, show, wait_s)
+
+
+def _still_needed(run: Run, devices: Sequence[Device]) -> list[Device]:
+    """The devices that have cells to measure."""
+    have = {record.cell for record in run.records}
+    todo = [record.cell for record in measuring.reopened(run.records) if record.status == "interrupted"]
+    names = {cell.device for cell in [*todo, *(cell for cell in run.info.cells if cell not in have)]}
+    return [device for device in devices if device.name in names]
 
 
 def _open_records(

@@ -28,11 +28,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harness.building",
         "harness.config",
         "harness.measuring",
+        "harness.preflight",
         "harness.progress",
         "harness.session",
         "harness.store",
         "compressors.build",
     ),
+    "harness.preflight": ("harness.core",),
     "harness.building": ("harness.core", "compressors.build"),
     "harness.measuring": (
         "harness",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
-from harness import config
+from harness import config, leasing
 from harness.commands import _options
-from harness.core import plugins
-from harness.core.errors import DeviceError, EdgebenchError, UsageError
+from harness.core import plugins, prompting
+from harness.core.errors import DeviceError, EdgebenchError, SupervisorError, UsageError
 from harness.core.types import FORMATS, Device
 from harness.session import look
 from harness.transports import _ssh_known, ssh
@@ -32,8 +32,7 @@ def command(context: click.Context, *, fleet: Path | None, as_json: bool) -> int
         context.obj = fleet
         return 0
     devices = list(config.load_devices(fleet).values())
-    with ThreadPoolExecutor(max_workers=min(16, len(devices))) as pool:
-        answers = list(pool.map(_ask, devices))
+    answers = prompting.in_parallel(_ask, devices)
     if as_json:
         click.echo(json.dumps(answers, indent=1))
     else:
@@ -64,12 +63,12 @@ def trust(
     if devices[name].transport != "ssh":
         raise UsageError(f"{name} has no host key: its transport is {devices[name].transport}.")
     for finding in ssh.findings(devices[name]):
-        _decide(finding, fingerprints, yes=yes, replace=replace)
+        _decide(name, finding, fingerprints, yes=yes, replace=replace)
     return 0
 
 
-def _decide(finding: Finding, fingerprints: Sequence[str], *, yes: bool, replace: bool) -> None:
-    """Pin the keys that the user agrees to; DeviceError or UsageError when none may be pinned."""
+def _decide(name: str, finding: Finding, fingerprints: Sequence[str], *, yes: bool, replace: bool) -> None:
+    """Pin the keys of a host on the way to *name* that the user agrees to; an error when there are none."""
     target, state = finding.target, finding.state
     click.echo(f"{target.name}, {target.known_as}: {state}")
     for entry in finding.known:
@@ -78,6 +77,8 @@ def _decide(finding: Finding, fingerprints: Sequence[str], *, yes: bool, replace
     for key in finding.shown:
         click.echo(f"  {'shows':<8}{key}")
     if state == "known":
+        if fingerprints and target.name == name:  # it is the device's; a host before it has its own
+            _expected(finding, fingerprints)
         return
     if state == "revoked" or not finding.shown:
         raise DeviceError(f"{target.name} shows no key that could be trusted.")
@@ -94,11 +95,7 @@ def _agreed(finding: Finding, fingerprints: Sequence[str], *, yes: bool) -> list
     """The keys that are trusted from now on: by fingerprint, by --yes, or by an answer on the terminal."""
     name = finding.target.name
     if fingerprints:
-        wanted = {text if text.startswith("SHA256:") else f"SHA256:{text}" for text in fingerprints}
-        keys = [key for key in finding.shown if key.fingerprint in {text.rstrip("=") for text in wanted}]
-        if not keys:
-            raise DeviceError(f"{name} shows no key with that fingerprint; nothing was written.")
-        return keys
+        return _expected(finding, fingerprints)
     if not yes:
         if not (sys.stdin and sys.stdin.isatty()):
             raise UsageError(
@@ -107,6 +104,19 @@ def _agreed(finding: Finding, fingerprints: Sequence[str], *, yes: bool) -> list
             )
         click.confirm(f"Are these the keys of {name}?", abort=True)
     return list(finding.shown)
+
+
+def _expected(finding: Finding, fingerprints: Sequence[str]) -> list[_ssh_known.HostKey]:
+    """The keys that are shown and have one of *fingerprints*; DeviceError when there is none."""
+    wanted = [f"SHA256:{text.removeprefix('SHA256:').rstrip('=')}" for text in fingerprints]
+    keys = [key for key in finding.shown if key.fingerprint in wanted]
+    if not keys:
+        raise DeviceError(
+            f"{finding.target.name} shows no key with the fingerprint {' or '.join(wanted)}, "
+            f"but {', '.join(key.fingerprint for key in finding.shown)}; nothing was written.",
+            hint="Compare it on the device itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+        )
+    return keys
 
 
 def _ask(device: Device) -> dict[str, Any]:
@@ -122,6 +132,9 @@ def _ask(device: Device) -> dict[str, Any]:
                     runtimes[name] = f"no: {error}"
             return row | {"answers": True, "facts": dict(session.facts), "runtimes": runtimes}
     except EdgebenchError as error:
+        if isinstance(error, SupervisorError) and error.kind == "held":  # it answers, and is left alone
+            told = leasing.in_use(device, error).message
+            return row | {"answers": True, "in_use": told, "facts": {}, "runtimes": {}}
         return row | {"answers": False, "reason": str(error)}
 
 
@@ -130,11 +143,14 @@ def _print(answers: list[dict[str, Any]]) -> None:
     for title in ("device", "transport", "answers", "what it is", "runtimes"):
         table.add_column(title)
     for row in answers:
-        if row["answers"]:
+        name, transport = row["device"], row["transport"]
+        if "in_use" in row:
+            table.add_row(name, transport, "yes", Text(row["in_use"], style="yellow"), "not asked now")
+        elif row["answers"]:
             runtimes = "\n".join(f"{name}: {text}" for name, text in row["runtimes"].items())
-            table.add_row(row["device"], row["transport"], "yes", _what(row["facts"]), runtimes)
+            table.add_row(name, transport, "yes", _what(row["facts"]), runtimes)
         else:
-            table.add_row(row["device"], row["transport"], "no", row["reason"], "")
+            table.add_row(name, transport, "no", row["reason"], "")
     _options.stdout().print(table)
 
 

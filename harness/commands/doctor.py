@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from harness import config
 from harness.commands import _options
+from harness.core import prompting
 from harness.doctor import Page, examine
 
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "bold red"}
@@ -30,8 +30,7 @@ def command(*, names: tuple[str, ...], fleet: Path | None, as_json: bool) -> int
     NAME is a device, a glob or a tag. Exit code 0 if nothing is bad, else 2.
     """
     devices = config.select_devices(config.load_devices(fleet), names)
-    with ThreadPoolExecutor(max_workers=min(16, len(devices))) as pool:
-        pages = list(pool.map(examine, devices))
+    pages = prompting.in_parallel(examine, devices)
     if as_json:
         click.echo(json.dumps([asdict(page) | {"fit": page.fit} for page in pages], indent=1))
     else:

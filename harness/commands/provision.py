@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from harness import config, parts, progress, provisioning
+from harness import config, parts, preflight, progress, provisioning
 from harness.commands import _options
 from harness.core import codec, plugins, units
 from harness.core.errors import EdgebenchError
@@ -53,9 +53,12 @@ def command(
     devices = config.select_devices(config.load_devices(fleet), names)
     chosen = tuple(dict.fromkeys(runtimes)) or parts.RUNTIMES
     folder = cache.absolute() if cache else cache_dir()
+    away = preflight.failures(devices)  # asks for passphrases, too: a thread of the pool cannot
     with progress.reporter() as show, ThreadPoolExecutor(max_workers=min(16, len(devices))) as pool:
 
         def work(device: Device) -> dict[str, Any]:
+            if device.name in away:
+                return {"device": device.name, "reason": str(away[device.name])}
             return _one(device, chosen, folder, show, remove=remove)
 
         answers = list(pool.map(work, devices))

@@ -3,62 +3,78 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
-import sys
+import shlex
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.core import prompting
 from harness.core.errors import DeviceError, TransientDeviceError
 from harness.transports._ssh_config import DEFAULT_KEYS, Target
 
 if TYPE_CHECKING:
     import paramiko
 
-#: Two devices that are connected at once must not ask at once.
-_ASKING = threading.Lock()
+TRIES = 3  # of a passphrase, as ssh has it
+#: The environment is everybody's.
+_ENVIRONMENT = threading.Lock()
 
 
 class Secrets:
-    """Passwords and passphrases; what was typed stays in memory, so that a reconnect asks nobody."""
+    """Passwords and passphrases; what was typed stays in memory, so that the next connection asks nobody."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str | None] = {}
+        self._known: dict[tuple[str, ...], str | None] = {}
+        self._asking = threading.Lock()  # two devices that are connected at once must not ask at once
 
-    def passphrase(self, target: Target, path: Path) -> str | None:
-        """The passphrase of a key file: from EDGEBENCH_PASSPHRASE(_NAME), else from the terminal; or None."""
+    def passphrase(self, target: Target, path: Path, opens: Callable[[str], bool]) -> str | None:
+        """
+        The passphrase of a key file: from EDGEBENCH_PASSPHRASE(_NAME), else from the terminal; or None.
+
+        It is asked for once, whatever the number of devices that the key is for; what does not open the
+        key, up to TRIES times. The last one is returned all the same, and stays: it is wrong.
+        """
         names = (f"EDGEBENCH_PASSPHRASE_{target.variable}", "EDGEBENCH_PASSPHRASE")
-        return self._get(names, str(path), f"Passphrase of {path} ({target.name}): ")
+        question = f"Passphrase of {path} ({target.name}): "
+
+        def ask() -> str | None:
+            told = prompting.secret(question)
+            for number in range(2, TRIES + 1):
+                if told is None or opens(told):
+                    break
+                told = prompting.secret(f"That is not it ({number} of {TRIES}). {question}")
+            return told
+
+        return self._get(names, ("passphrase", str(path)), ask)
 
     def password(self, target: Target) -> str | None:
         """
         The password of a user: from EDGEBENCH_PASSWORD_NAME, else from the terminal; or None.
 
-        There is no variable for all devices: one host must not be shown the password of another.
+        There is no variable for all devices: one host must not be shown the password of another. For the
+        same reason what was typed is for one device: an address may be another host behind another jump.
         """
         names = (f"EDGEBENCH_PASSWORD_{target.variable}",)
-        return self._get(names, target.where, f"Password of {target.where} ({target.name}): ")
+        question = f"Password of {target.where} ({target.name}): "
+        key = ("password", target.device, target.where)
+        return self._get(names, key, lambda: prompting.secret(question))
 
-    def _get(self, variables: Sequence[str], key: str, question: str) -> str | None:
+    def _get(
+        self, variables: Sequence[str], key: tuple[str, ...], ask: Callable[[], str | None]
+    ) -> str | None:
         for name in variables:
             if value := os.environ.get(name):
                 return value
-        with _ASKING:
+        with self._asking:
             if key not in self._known:
-                self._known[key] = _ask(question)
+                self._known[key] = ask()
             return self._known[key]
 
 
-def _ask(question: str) -> str | None:
-    """What is typed on the terminal; None where nobody sits at one."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return None
-    try:
-        return getpass.getpass(question, stream=sys.stderr) or None
-    except EOFError:
-        return None
+#: Of this process.
+SECRETS = Secrets()
 
 
 def log_in(transport: paramiko.Transport, target: Target, secrets: Secrets) -> None:
@@ -152,7 +168,7 @@ class _AgentAt:
         """Connect to the agent at *path*."""
         import paramiko
 
-        with _ASKING:  # the environment is everybody's
+        with _ENVIRONMENT:
             before = os.environ.get("SSH_AUTH_SOCK")
             os.environ["SSH_AUTH_SOCK"] = self.path
             try:
@@ -198,16 +214,17 @@ def _load(
     try:
         key = _read(path, None)
         if key is None:
-            passphrase = secrets.passphrase(target, path)
+            passphrase = secrets.passphrase(target, path, lambda told: _opened(path, told) is not None)
             if passphrase is None:
                 notes.append(f"{path} needs its passphrase")
                 return
-            key = _read(path, passphrase)
+            key = _opened(path, passphrase)
     except (paramiko.SSHException, ValueError, TypeError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no key, or its passphrase is wrong"
+        reason = error.strerror if isinstance(error, OSError) else "it is no key"
         notes.append(f"{path} cannot be used: {reason}")
         return
     if key is None:
+        notes.append(f"{path} cannot be used: its passphrase is wrong")
         return
     certificates = [key.public_blob]
     for certificate in target.certificates:
@@ -234,6 +251,16 @@ def _read(path: Path, passphrase: str | None) -> paramiko.PKey | None:
         raise
 
 
+def _opened(path: Path, passphrase: str) -> paramiko.PKey | None:
+    """A locked private key; None when that is not its passphrase."""
+    import paramiko
+
+    try:
+        return _read(path, passphrase)
+    except (paramiko.SSHException, ValueError, TypeError):
+        return None
+
+
 def _defaults(named: list[Path]) -> list[Path]:
     folder = Path.home() / ".ssh"
     return [folder / name for name in DEFAULT_KEYS if (folder / name).exists() and folder / name not in named]
@@ -256,12 +283,22 @@ def _public_blob(path: Path) -> bytes | None:
 def _refused(target: Target, methods: list[str], tried: list[str], notes: list[str]) -> DeviceError:
     offered = f"offered: {', '.join(tried)}" if tried else "there was nothing to offer"
     more = f"; {'; '.join(notes)}" if notes else ""
-    locked = [note for note in notes if note.endswith("needs its passphrase")]
     name = target.variable
-    if locked:
+    if any(note.endswith("its passphrase is wrong") for note in notes):
+        hint = (
+            "Try again with the right passphrase, or add the key to ssh-agent (ssh-add), "
+            f"or set EDGEBENCH_PASSPHRASE_{name}."
+        )
+    elif any(note.endswith("needs its passphrase") for note in notes):
         hint = f"Add the key to ssh-agent (ssh-add), or set EDGEBENCH_PASSPHRASE_{name}, or use a terminal."
     elif "publickey" in methods:
-        hint = f"Bring your key there: ssh-copy-id {target.where}; or name the right one with identity: FILE."
+        hint = f"Bring your key there: {_copy_id(target)}; or name the right one with identity: FILE."
     else:
         hint = f"It wants {' or '.join(methods)}: set EDGEBENCH_PASSWORD_{name}, or use a terminal."
     return DeviceError(f"{target.name}: {target.where} does not let us in ({offered}{more}).", hint=hint)
+
+
+def _copy_id(target: Target) -> str:
+    """The command as its own syntax wants it: the port apart, no brackets around an IPv6 address."""
+    port = "" if target.port == 22 else f"-p {target.port} "
+    return f"ssh-copy-id {port}{shlex.quote(f'{target.user}@{target.host}')}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NOISE_BYTES = 1 << 20  # what a login shell may print before our program speaks
 ERROR_BYTES = 4000
+EXIT_S = 5.0
 #: Fast first: AES-GCM needs no second pass for a checksum. Old and broken ones are not offered.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 DIGESTS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
@@ -90,6 +91,7 @@ class Link:
 
     def ended(self) -> tuple[int, str]:
         """Exit code (-1: unknown) and the last words of a program that is over."""
+        self._channel.status_event.wait(EXIT_S)  # a server says the code after the end of the output
         code = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
         words = bytearray()
         while len(words) < NOISE_BYTES and self._channel.recv_stderr_ready():

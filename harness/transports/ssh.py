@@ -10,7 +10,7 @@ from typing import Any
 from harness.core.errors import DeviceError
 from harness.core.types import Device
 from harness.transports import Pushed, Stream, _ssh_config, _ssh_known
-from harness.transports._ssh_auth import Secrets
+from harness.transports._ssh_auth import SECRETS
 from harness.transports._ssh_config import HOPS, Target, own_options, route, with_hops
 from harness.transports._ssh_link import Link, open_way, start
 from harness.transports._ssh_trust import Finding, look
@@ -51,9 +51,9 @@ def findings(device: Device) -> Iterator[Finding]:
 
     A host is looked at when it is asked for: by then those before it must be trusted. Raises as connect().
     """
-    targets, secrets = route(device), Secrets()
+    targets = route(device)
     for count in range(1, len(targets) + 1):
-        yield look(targets[:count], secrets, own_options(device).connect_timeout_s)
+        yield look(targets[:count], SECRETS, own_options(device).connect_timeout_s)
 
 
 class _Opener:
@@ -64,13 +64,12 @@ class _Opener:
         self.options = options
         self.python = options.python
         self.host_key = ""  # that the device showed, and that is known for it
-        self._secrets = Secrets()
         self._again = False
 
     def open(self) -> Link:
         """A new connection, with a Python that reads the supervisor from it."""
         limit_s = self.options.connect_timeout_s
-        way = open_way(self.targets, self._secrets, limit_s, again=self._again)
+        way = open_way(self.targets, SECRETS, limit_s, again=self._again)
         try:
             link, found = start(way, self.options.python, READER, limit_s)
         except BaseException:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.transports import _ssh_config
+from harness.transports import _ssh_auth, _ssh_config, ssh
 from tests.ssh.servers import Lab, new_key, sshd
 
 
@@ -27,6 +27,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(_ssh_config, "SYSTEM_CONFIG", folder / "none")  # this machine's may say anything
     monkeypatch.setattr(_ssh_config, "SYSTEM_KNOWN_HOSTS", ())
+    monkeypatch.setattr(ssh, "SECRETS", _ssh_auth.Secrets())  # nobody has typed anything yet
     for name in [name for name in os.environ if name.startswith("EDGEBENCH_P")]:
         monkeypatch.delenv(name)
     for name in ("SSH_AUTH_SOCK", "XDG_CONFIG_HOME"):

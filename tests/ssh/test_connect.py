@@ -9,7 +9,7 @@ import pytest
 
 from harness.core.errors import DeviceError, TransientDeviceError
 from harness.core.types import Device
-from harness.transports import ssh
+from harness.transports import _ssh_auth, _ssh_config, ssh
 from tests.ssh.proxy import proxy
 from tests.ssh.servers import Lab, agent, free_port, need, new_key, public
 
@@ -219,7 +219,20 @@ def test_a_wrong_user_key(lab: Lab) -> None:
     stranger = new_key(lab.folder / "stranger")
     text = refusal(lab.device(server, identity=str(stranger)), transient=False)
     assert f"offered: {stranger}" in text
-    assert "ssh-copy-id" in text
+    assert f"ssh-copy-id -p {server.port} {server.user}@127.0.0.1;" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "command"),
+    [
+        ("pi.local", 22, "ssh-copy-id ann@pi.local"),
+        ("pi.local", 2222, "ssh-copy-id -p 2222 ann@pi.local"),
+        ("fe80::1", 2222, "ssh-copy-id -p 2222 ann@fe80::1"),
+    ],
+)
+def test_how_a_key_is_brought_there(lab: Lab, host: str, port: int, command: str) -> None:
+    device = Device(name="pi5", transport="ssh", options={"host": host, "port": port, "user": "ann"})
+    assert _ssh_auth._copy_id(_ssh_config.route(device)[-1]) == command
 
 
 def test_a_name_that_leads_nowhere(lab: Lab) -> None:

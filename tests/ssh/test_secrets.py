@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.core import prompting
 from harness.core.errors import DeviceError
 from harness.transports import ssh
 from harness.transports._ssh_auth import Secrets
@@ -71,15 +72,13 @@ def test_a_wrong_password_is_not_repeated_in_the_error(lab: Lab, monkeypatch: py
 
 
 def test_what_was_typed_is_asked_once_and_not_shown(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:
-    from harness.transports import _ssh_auth
-
     asked: list[str] = []
 
     def answer(question: str) -> str:
         asked.append(question)
         return SECRET
 
-    monkeypatch.setattr(_ssh_auth, "_ask", answer)
+    monkeypatch.setattr(prompting, "typed", answer)
     target = route(lab.device(lab.server()))[0]
     secrets = Secrets()
     assert secrets.password(target) == secrets.password(target) == SECRET

@@ -47,6 +47,19 @@ def test_the_expected_fingerprint_is_pinned_and_connects(
     assert lab.known_hosts.read_text() == server.known_line
 
 
+def test_a_fingerprint_is_compared_with_a_known_key_too(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    gate, server = lab.server(), lab.server()
+    before, wrong = lab.known_hosts.read_text(), "SHA256:" + "A" * 43
+    jump = f"{gate.user}@127.0.0.1:{gate.port}"
+    for more in ({}, {"jump": jump}):
+        assert trust(lab, server, "--fingerprint", wrong, **more) == 2
+        err = capsys.readouterr().err
+        assert wrong in err
+        assert fingerprint(server) in err
+        assert trust(lab, server, "--fingerprint", fingerprint(server), **more) == 0
+    assert lab.known_hosts.read_text() == before
+
+
 def test_every_key_that_is_shown_is_pinned_hashed(lab: Lab) -> None:
     server = lab.server(f"HostKey {new_key(lab.folder / 'rsa', 'rsa')}", trusted=False)
     lab.config.write_text("Host *\n  HashKnownHosts yes\n")
@@ -105,6 +118,29 @@ def test_the_list_says_why_a_device_does_not_answer(lab: Lab, capsys: pytest.Cap
     assert cli.run(["devices", *fleet(lab, server), "--json"]) == 2
     rows = {row["device"]: row for row in json.loads(capsys.readouterr().out)}
     assert "refuses the connection" in rows["pi5"]["reason"]
+
+
+def test_a_device_in_use_answers(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    server = lab.server()
+    holder = ssh.connect(lab.device(server))
+    owner = {"user": "ann", "host": "desk", "pid": 7, "run": "night"}
+    holder.call("lease", action="take", owner=owner, period_s=60.0)
+    try:
+        assert cli.run(["devices", *fleet(lab, server), "--json"]) == 0
+        rows = {row["device"]: row for row in json.loads(capsys.readouterr().out)}
+        assert rows["pi5"]["answers"] is True
+        assert "in use by ann@desk" in rows["pi5"]["in_use"]
+        assert cli.run(["devices", *fleet(lab, server)]) == 0
+        assert "in use by ann@desk" in " ".join(capsys.readouterr().out.split())
+        assert cli.run(["doctor", "pi5", *fleet(lab, server), "--json"]) == 0
+        (page,) = json.loads(capsys.readouterr().out)
+    finally:
+        holder.call("lease", action="release", owner=owner, period_s=60.0)
+        holder.close()
+    lines = {line["name"]: line for line in page["lines"]}
+    assert "bad" not in {line["level"] for line in page["lines"]}
+    assert lines["in use"]["level"] == lines["device"]["level"] == "warn"
+    assert "ann@desk" in lines["in use"]["text"]
 
 
 def test_only_ssh_devices_have_host_keys(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
