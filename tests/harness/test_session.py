@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,9 @@ from harness.agent_process import ENVIRONMENT
 from harness.core import codec
 from harness.core.errors import CellError, DeviceError, EdgebenchError
 from harness.core.types import Device, Job
-from harness.session import Session, open_session
+from harness.session import Conduct, Session, open_session
+from harness.transports import local
+from tests.harness import boards
 from tests.harness.streams import END, HELLO, JOB, LATENCY_EVENTS, START, lines
 
 
@@ -216,3 +218,17 @@ def test_the_real_agent_answers(tmp_path: Path) -> None:
     with open_session(Device(name="here", transport="local", options=options)) as session:
         assert session.facts["cores"] >= 1
         assert set(session.facts["runtimes"]) == {"onnxruntime", "litert", "executorch"}
+
+
+class Quick(boards.Line):
+    """Its link can be away."""
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        say("the link is lost")
+
+
+def test_a_transport_that_tells_of_its_link_tells_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(local, "connect", lambda _device: Quick(boards.Board()))
+    with open_session(Device(name="pi5", transport="local"), Conduct(say=said.append)):
+        assert said == ["the link is lost"]
