@@ -279,6 +279,8 @@ class Session:
         argv: Sequence[str] = [self.transport.python, self._fingerprint, "mode=probe"]
         facts = agent_process.probe(self.transport, argv, self.python_env(), name=self.device.name)
         self._oom_kills = facts.get("oom_kills")
+        if self._installed:
+            facts = self._installed.completed(facts)
         if self.device.emulated:
             facts["emulated"] = True
         return facts
