@@ -21,6 +21,7 @@ CPU = "/sys/devices/system/cpu"
 #: runtime -> modules of which one brings it; a wheel is called as its module
 RUNTIMES = {"onnxruntime": ["onnxruntime"], "litert": ["ai_edge_litert", "tflite_runtime"]}
 RUNTIMES["executorch"] = ["executorch"]
+PACKAGES = ["numpy"]  # what else an agent imports
 KERNELS_CHOOSE_BY = re.compile(r"sse4_2|avx|amx|fma|f16c|neon|asimd|fphp|i8mm|bf16|sve|sme2?$")
 #: Zones that show a threshold or a constant and no temperature.
 NO_SENSOR = re.compile(r"cpu-hw-trip-|pmh0104_tz|pmr735d_tz")
@@ -101,6 +102,7 @@ def system(tree, _args):
         "python_platform": sysconfig.get_platform(),  # a 64-bit kernel may run 32-bit programs
         "python_bits": 64 if sys.maxsize > 2**32 else 32,
         "runtimes": {name: installed(modules) for name, modules in RUNTIMES.items()},
+        "packages": {name: version for name in PACKAGES for version in [installed([name])] if version},
     }
 
 

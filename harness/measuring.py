@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import retrying, unpacking
-from harness.core import fingerprint
+from harness.core import fingerprint, units
 from harness.core.codec import SCHEMA
 from harness.core.errors import CellError, DeviceError, SupervisorError, UsageError
 from harness.core.types import (
@@ -253,9 +254,19 @@ def summary(device: Device, records: Sequence[Record]) -> str:
             key = (record.status, record.reason or "")
             failed[key] = failed.get(key, 0) + 1
     parts += [f"{count} {status}: {reason}" for (status, reason), count in failed.items()]
-    if again := sum(len(record.incidents) for record in records):
-        parts.append(f"{again} of its troubles passed")
+    mended = [i for record in records for i in _mended(record)]
+    if kinds := Counter(incident.kind for incident in mended):
+        earlier = units.counted(len(mended), "earlier trouble")
+        was = "was" if len(mended) == 1 else "were"
+        told = ", ".join(f"{count} {name}" for name, count in kinds.items())
+        parts.append(f"{earlier} {was} mended: {told}")
     return "; ".join(parts)
+
+
+def _mended(record: Record) -> list[Incident]:
+    """Its incidents that passed: their block was run after all."""
+    done = {str(Slot(record=0, kind=block.kind, index=block.index)) for block in record.blocks}
+    return [i for i in record.incidents if i.kind != "lost" and i.block in done]
 
 
 def reopened(records: Iterable[Record]) -> list[Record]:

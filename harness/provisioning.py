@@ -60,6 +60,13 @@ class Manifest:
         env = {"PYTHONPATH": ":".join(self.site), "LD_LIBRARY_PATH": ":".join(self.library_dirs)}
         return {name: value for name, value in env.items() if value}
 
+    def completed(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """*facts* of a probe with what no Python there can tell: the native runner, every package we put."""
+        runtimes, packages = dict(facts.get("runtimes") or {}), facts.get("packages") or {}
+        if self.runner:
+            runtimes[parts.EXECUTORCH] = self.runner.version
+        return {**facts, "runtimes": runtimes, "packages": {**self.packages, **packages}}
+
     def made_for(self, python: str) -> bool:
         """Whether it was made for that Python (``"3.11.2"``): the system may be another one by now."""
         return self.target.startswith(f"Python {'.'.join(python.split('.')[:2])} ")

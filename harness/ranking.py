@@ -207,8 +207,12 @@ def _original_sentences(
     against = next((c for c in over_original if c.candidate == fastest.cell), None)
     if against is None or against.ratio is None:
         return []
-    doubt = "" if against.verdict == "better" else "; these blocks cannot show a difference for certain"
-    return [f"It is {factor(against)} as the uncompressed model in the same format{doubt}."]
+    text = f"It is {factor(against)} as the uncompressed model in the same format"
+    if against.verdict == "better":
+        return [f"{text}."]
+    if against.verdict == "same":
+        return [f"{text}, which is practically the same (within {_percent(against)})."]
+    return [f"{text}; {_what_is_open(against)}."]
 
 
 def _runner_up_sentences(
@@ -225,9 +229,29 @@ def _runner_up_sentences(
     if against.verdict == "better":
         return [f"{text}, a real difference."]
     if against.verdict == "same":
-        percent = f"{against.tolerance * 100:g} %"
-        return [f"{text}, which is practically the same (within {percent}): either is a good choice."]
-    return [f"{text}; these blocks cannot tell the two apart for certain."]
+        same = f"practically the same (within {_percent(against)})"
+        return [f"{text}, which is {same}: either is a good choice."]
+    return [f"{text}; {_what_is_open(against)}."]
+
+
+def _what_is_open(against: Comparison) -> str:
+    """What its blocks do not settle, and by which numbers: the interval, and p of what they could show."""
+    tested = ""
+    if against.p is not None and against.pairs:
+        least = f"the smallest that {against.pairs} pairs of blocks can give is {2 / 2**against.pairs:.2g}"
+        tested = f" (exact sign-flip p = {against.p:.2g}; {least})"
+    elif against.p is not None:
+        tested = f" (p = {against.p:.2g}, from regrouping the blocks)"
+    if against.low is None or against.high is None or against.low <= 1 <= against.high:
+        return f"these blocks cannot tell the two apart{tested}"
+    least_gain = 1 / against.high if against.high < 1 else against.low  # whoever of the two is the faster
+    seem = "differ" if against.p is not None and against.p <= 0.05 else "seem to differ"
+    count = f"more than the {_percent(against)} that count as real"
+    return f"the two {seem}, but the interval begins at {least_gain:.3f}: whether by {count} is open{tested}"
+
+
+def _percent(comparison: Comparison) -> str:
+    return f"{comparison.tolerance * 100:g} %"
 
 
 def _accurate_sentences(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import tenacity
@@ -31,11 +32,19 @@ def tries(error: BaseException) -> int:
     return min(error.tries, TRIES) if isinstance(error, AgentTrouble) else 1
 
 
-def kind(error: BaseException) -> Literal["reconnected", "rebooted", "retried"]:
-    """What an incident that began with *error* is called once it is mended."""
+def kind(error: BaseException) -> Literal["lost", "rebooted", "retried"]:
+    """What an incident that began with *error* is called as long as nothing more is known."""
     if isinstance(error, DeviceRebooted):
         return "rebooted"
-    return "reconnected" if isinstance(error, TransientDeviceError) else "retried"
+    return "lost" if isinstance(error, TransientDeviceError) else "retried"
+
+
+def _found_again(incidents: list[Incident]) -> None:
+    """The device answers: what was lost has come back."""
+    for place, incident in enumerate(incidents):
+        if incident.kind == "lost":
+            text = f"{incident.text} A later try reached it."
+            incidents[place] = replace(incident, kind="reconnected", text=text)
 
 
 def until_done(
@@ -59,6 +68,7 @@ def until_done(
         if lost:
             mend()
             lost = False
+            _found_again(incidents)
         return act()
 
     def failed(state: tenacity.RetryCallState) -> bool:

@@ -24,7 +24,7 @@ from harness.core import cpu_list, fingerprint, plugins
 from harness.core.errors import CellError, DeviceError, EdgebenchError, SupervisorError, TransientDeviceError
 from harness.core.places import cache_dir
 from harness.core.types import RUNTIMES, Block, Device, FormatName, Job, Runtime, Setting
-from harness.transports import Transport
+from harness.transports import Telling, Transport
 
 LEAVING_S = 10.0  # how long a device is tried to be put back after an error or Ctrl-C
 AGENT = Path(device_agents.__file__).parent / "agent.py"
@@ -73,6 +73,8 @@ class Session:
         """Connect; the boot id of the device."""
         self.transport = plugins.load("harness.transports", self.device.transport).connect(self.device)
         self._told_by_transport = 0
+        if isinstance(self.transport, Telling):
+            self.transport.tell(self._conduct.say)
         try:
             return str(self.transport.call("hello", workdir=self.transport.workdir).get("boot_id") or "")
         except BaseException:
@@ -277,6 +279,8 @@ class Session:
         argv: Sequence[str] = [self.transport.python, self._fingerprint, "mode=probe"]
         facts = agent_process.probe(self.transport, argv, self.python_env(), name=self.device.name)
         self._oom_kills = facts.get("oom_kills")
+        if self._installed:
+            facts = self._installed.completed(facts)
         if self.device.emulated:
             facts["emulated"] = True
         return facts

@@ -34,6 +34,8 @@ VOLATILE = frozenset(
 )
 #: Not facts of the device: words about absent ones, and what is derived from the others.
 DERIVED = frozenset({"reasons", "fingerprint"})
+#: Earlier versions did not know these versions everywhere: of what only one side tells, nothing is said.
+TOLD_LATER: Mapping[str, tuple[str, ...]] = {"runtimes": ("executorch",)}
 #: A kernel that is loaded elsewhere in memory after a reboot has some KiB more or less.
 MEMORY_STEP_BYTES = 64 << 20
 
@@ -53,9 +55,22 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the stable facts that are not equal, sorted; no words about absent facts are among them."""
     names = (before.keys() | now.keys()) - VOLATILE - DERIVED
-    return sorted(
-        name for name in names if _comparable(name, before.get(name)) != _comparable(name, now.get(name))
-    )
+    return sorted(name for name in names if not _equal(name, before.get(name), now.get(name)))
+
+
+def _equal(name: str, before: object, now: object) -> bool:
+    if name == "packages":  # only those that both tell of
+        left, right = _versions(before), _versions(now)
+        return all(left[package] == right[package] for package in left.keys() & right.keys())
+    if name in TOLD_LATER and before and now:
+        left, right = _versions(before), _versions(now)
+        silent = {key for key in TOLD_LATER[name] if left.get(key) is None or right.get(key) is None}
+        return all(left.get(key) == right.get(key) for key in (left.keys() | right.keys()) - silent)
+    return _comparable(name, before) == _comparable(name, now)
+
+
+def _versions(told: object) -> Mapping[str, object]:
+    return told if isinstance(told, Mapping) else {}
 
 
 def _part(facts: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

@@ -294,9 +294,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Something that went wrong and was mended while a cell was measured; its blocks are whole."""
+    """Something that went wrong while a cell was measured; its blocks are whole. Mended, but for ``lost``."""
 
-    kind: Literal["reconnected", "rebooted", "retried"]
+    kind: Literal["reconnected", "rebooted", "retried", "lost"]  # lost: the device, and it did not come back
     utc: str  # ISO 8601, of the host
     block: str  # e.g. "latency 3"
     text: str  # one sentence

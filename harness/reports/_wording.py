@@ -18,6 +18,7 @@ HAPPENED = {
     "retried": "was run again",
     "rebooted": "was run again after the device restarted",
     "reconnected": "lost its link, which came back",
+    "lost": "lost its device, which did not come back then",
 }
 RESOLVED_S = 0.2  # CPU time is counted in ticks of 10 ms: shorter spans say too little
 
@@ -161,7 +162,7 @@ def cautions(records: Iterable[Record]) -> list[str]:
 
 
 def incidents(records: Iterable[Record]) -> list[str]:
-    """What went wrong and was mended while cells were measured; their blocks are whole."""
+    """What went wrong while cells were measured, mended or not; their blocks are whole."""
     lines: dict[str, None] = {}
     for record in records:
         cell = record.cell

@@ -7,11 +7,11 @@ the keys that an entry of devices.yaml may have besides ``transport`` and ``tags
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +90,11 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Let go of the device."""
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """What a transport may have besides, whose link can be away for long: it tells of that at once."""
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """From now on *say* gets one line when the link is lost, and one when it is back."""

@@ -83,6 +83,9 @@ class Supervisor:
         self._patience_s = patience_s
         self._name = name
         self._answer_s = answer_s
+        self.say: Callable[[str], None] = lambda _text: (
+            None
+        )  # told when the link is lost, and when it is back
         self._client = uuid.uuid4().hex
         self._connection: Connection | None = None
         self._facts: dict[str, Any] = {}
@@ -213,8 +216,10 @@ class Supervisor:
         patience_s, self._patience_s = self._patience_s, patience_s
         try:
             self._patiently("end of an agent", lambda connection: connection.ask("stop", {"job": job}, 15.0))
-        except (TransientDeviceError, SupervisorError) as error:
-            self._incidents.append(f"An agent could not be told to end; its deadline does that. {error}")
+        except TransientDeviceError:
+            pass  # the outage goes on: whoever asks next is told of it
+        except SupervisorError as error:
+            self.say(f"{self._name}: an agent could not be told to end; its deadline does that. {error}")
         finally:
             self._patience_s = patience_s
 
@@ -282,7 +287,11 @@ class Supervisor:
             result = work(self._connected())
         except LinkLost as error:
             self._connection = None
-            self._outage = self._outage or _Outage(what, str(error), time.monotonic())
+            if self._outage is None:
+                self._outage = _Outage(what, str(error), time.monotonic())
+                if self._patience_s > 0 and not self._closed.is_set():
+                    wait = f"waiting up to {self._patience_s:.0f} s for it to come back"
+                    self.say(f"{self._name}: the link is lost; {wait}")
             self._outage.attempts += 1
             self._outage.last = str(error)
             raise
@@ -301,13 +310,16 @@ class Supervisor:
         return self._outage is not None and time.monotonic() - self._outage.since_s >= self._patience_s
 
     def _give_up(self, _: object) -> Any:
-        outage, self._outage = self._outage, None
+        """It is not over by that: what is asked next tries once more, and may find that it is."""
+        outage = self._outage
         if outage is None:
             raise AssertionError("only a lost link is tried again")
         tried_s = time.monotonic() - outage.since_s
+        within = f"within {tried_s:.0f} s" if tried_s >= 1 else "at once"
+        tried = "once" if outage.attempts == 1 else f"{outage.attempts} times"
         raise TransientDeviceError(
             f"{self._name}: the link was lost ({outage.what}: {outage.why}) "
-            f"and did not come back within {tried_s:.0f} s, tried {outage.attempts} times "
+            f"and did not come back {within}, tried {tried} "
             f"(last: {outage.last.rstrip('.')}).",
             hint="Is the device on, and its network? What was finished is kept.",
         )
@@ -320,6 +332,7 @@ class Supervisor:
             self._incidents.append(
                 f"The link was lost ({outage.what}: {outage.why}) and came back after {away_s:.1f} s."
             )
+            self.say(f"{self._name}: the link is back after {away_s:.0f} s")
 
     def _connected(self) -> Connection:
         """The connection there is, or a new one."""

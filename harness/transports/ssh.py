@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,10 @@ class Ssh:
     def incidents(self) -> Sequence[str]:
         """One sentence for each time that the link was lost and came back, in order."""
         return self._supervisor.incidents
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """From now on *say* gets one line when the link is lost, and one when it is back."""
+        self._supervisor.say = say
 
     def push(self, source: Path, name: str) -> str:
         """Put *source* there as *name*, unless it is there; its path there."""

@@ -102,13 +102,16 @@ class Line:
 
     def _lease(self, action: str, **asked: Any) -> dict[str, Any]:
         if action == "take":
-            assert set(asked["owner"]) == {"user", "host", "pid", "run"}
+            assert {"user", "host", "pid", "run"} <= set(asked["owner"])
             assert asked["period_s"] > 0
-        if action == "take" and self.board.holder:
+        replaced = self.board.holder is not None and asked.get("replaces") == self.board.holder
+        if action == "take" and self.board.holder and not replaced:
             self.board.holder_leaves_after -= 1
             if self.board.holder_leaves_after >= 0:
                 facts = {"owner": self.board.holder, "left_s": 41.4}
                 raise SupervisorError("held", "The lease is held.", facts=facts)
+            self.board.holder = None
+        if replaced:
             self.board.holder = None
         return {"held": action != "release"}
 

@@ -114,6 +114,10 @@ def test_a_fault_that_passes_costs_one_block_and_is_told(
     whole(records)
     assert len(board.ran) == 10
     assert happened(records) == [(kind, "latency 2")]
+    (text,) = [incident.text for record in records for incident in record.incidents]
+    assert ("A later try reached it." in text) == (kind == "reconnected")
+    was = f"1 earlier trouble was mended: 1 {kind}"
+    assert measuring.summary(PI, records) == f"pi5: measured 3 of 3 cells; {was}"
     again = kind != "retried"
     assert board.did.count("lease take") == 1 + again
     assert board.did.count("settings apply") == 1 + again
@@ -134,6 +138,7 @@ def test_a_fault_that_stays_is_a_typed_cell_after_bounded_tries(
     assert sorted(r.status for r in records) == sorted([status, "measured", "measured"])
     failed = next(r for r in records if r.status == status)
     assert len(failed.incidents) == tries - 1
+    assert "mended" not in measuring.summary(PI, records)
     assert len(board.ran) == tries + 6
 
 
@@ -172,8 +177,12 @@ def test_a_device_that_went_dark_is_not_waited_for_at_the_end(run: Run) -> None:
     assert {r.status for r in records} == {"lost_device"}
     assert sum(len(r.blocks) for r in records) == 4
     assert board.did[board.did.index("settings apply") :].count("settings restore") == 0
+    assert [kind for kind, _ in happened(records)] == ["lost"] * (retrying.TRIES - 1)
     board.dark, board.dark_from = False, 10**9
-    whole(run(board))
+    again = run(board)
+    whole(again)
+    assert happened(again) == happened(records), "that it was lost then stays true"
+    assert "mended" not in measuring.summary(PI, records) + measuring.summary(PI, again)
 
 
 def test_a_held_device_says_who_has_it(run: Run) -> None:

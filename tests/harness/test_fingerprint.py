@@ -48,3 +48,21 @@ def test_what_differs_is_named() -> None:
     other = FACTS | {"model": "another", "kernel": "6.1", "memory_total_bytes": 4 << 30}
     assert fingerprint.fingerprint(other) != fingerprint.fingerprint(FACTS)
     assert fingerprint.differences(FACTS, other) == ["kernel", "memory_total_bytes", "model"]
+
+
+def test_a_record_from_before_versions_were_told_is_of_the_same_device() -> None:
+    old = FACTS | {"runtimes": {"onnxruntime": "1.2", "litert": None, "executorch": None}}
+    now = old | {"runtimes": {"onnxruntime": "1.2", "litert": None, "executorch": "1.5.1"}}
+    now |= {"packages": {"numpy": "2.1", "onnxruntime": "1.2"}}
+    assert fingerprint.differences(old, now) == []
+    assert fingerprint.differences(now, old) == []
+    more = now | {"packages": now["packages"] | {"flatbuffers": "25"}}
+    assert fingerprint.differences(now, more) == []
+
+
+def test_another_version_is_another_device() -> None:
+    runtimes = {"onnxruntime": "1.2", "litert": None, "executorch": "1.5.1"}
+    now = FACTS | {"runtimes": runtimes, "packages": {"numpy": "2.1"}}
+    assert fingerprint.differences(now, now | {"packages": {"numpy": "2.2"}}) == ["packages"]
+    for name, version in (("executorch", "1.5.2"), ("litert", "2.3"), ("onnxruntime", None)):
+        assert fingerprint.differences(now, now | {"runtimes": runtimes | {name: version}}) == ["runtimes"]

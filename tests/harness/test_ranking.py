@@ -12,6 +12,7 @@ from harness.metrics import Row
 from tests import records
 
 FAST = (100_000, 103_000, 98_000, 101_000, 99_000, 102_000)
+EDGE = (0.003, -0.003, 0.004, -0.004, 0.002, -0.001)  # its interval begins below 3 % and ends above
 
 
 def scaled(
@@ -83,7 +84,32 @@ def test_the_uncompressed_model_may_be_the_fastest() -> None:
 def test_a_runner_up_that_blocks_cannot_tell_apart_is_said_to_be_so() -> None:
     noisy = (0.1, -0.1, 0.12, -0.08, 0.02, 0.05)
     group = only(scaled(1, "int8"), scaled(1.01, "pruned", jitter=noisy))
-    assert any("cannot tell the two apart" in s for s in group.sentences)
+    (said,) = [s for s in group.sentences if "cannot tell the two apart" in s]
+    against = group.under_fastest[records.cell("pruned")]
+    assert against.p is not None
+    assert against.p > 0.05
+    p = f"exact sign-flip p = {against.p:.2g}"
+    assert said.endswith(f"({p}; the smallest that 6 pairs of blocks can give is 0.031).")
+
+
+def test_a_runner_up_at_the_edge_of_the_tolerance_is_not_said_to_be_the_same_or_slower() -> None:
+    group = only(scaled(1, "int8"), scaled(1.032, "pruned", jitter=EDGE))
+    against = group.under_fastest[records.cell("pruned")]
+    assert against.verdict == "unclear"
+    (said,) = [s for s in group.sentences if "runner-up" in s]
+    assert (
+        "1.03 × as fast (95 % interval 1.03–1.04); the two differ, but the interval begins at 1.027: whether"
+        in said
+    )
+    assert "more than the 3 % that count as real is open (exact sign-flip p = 0.031;" in said
+    assert "apart" not in said
+
+
+def test_the_uncompressed_model_is_compared_in_the_same_words() -> None:
+    edge = " ".join(only(scaled(1, "int8"), scaled(1.032, "fp32", jitter=EDGE)).sentences)
+    assert "in the same format; the two differ, but the interval begins at 1.027: whether" in edge
+    equal = " ".join(only(scaled(1, "int8"), scaled(1.005, "fp32")).sentences)
+    assert "in the same format, which is practically the same (within 3 %)." in equal
 
 
 def test_a_runner_up_within_the_tolerance_is_practically_the_same() -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import runners
+from harness import provisioning, runners
 from harness.agent_process import ENVIRONMENT
 from harness.core import codec
 from harness.core.errors import CellError, DeviceError, EdgebenchError
 from harness.core.types import Device, Job
-from harness.session import Session, open_session
+from harness.session import Conduct, Session, open_session
+from harness.transports import local, ssh
+from harness.trying import NativeRunner
+from tests.harness import boards
 from tests.harness.streams import END, HELLO, JOB, LATENCY_EVENTS, START, lines
 
 
@@ -216,3 +220,51 @@ def test_the_real_agent_answers(tmp_path: Path) -> None:
     with open_session(Device(name="here", transport="local", options=options)) as session:
         assert session.facts["cores"] >= 1
         assert set(session.facts["runtimes"]) == {"onnxruntime", "litert", "executorch"}
+        assert session.facts["packages"] == {"numpy": metadata.version("numpy")}
+
+
+class Quick(boards.Line):
+    """Its link can be away."""
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        say("the link is lost")
+
+
+def test_a_transport_that_tells_of_its_link_tells_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(local, "connect", lambda _device: Quick(boards.Board()))
+    with open_session(Device(name="pi5", transport="local"), Conduct(say=said.append)):
+        assert said == ["the link is lost"]
+
+
+class Provisioned(boards.Line):
+    """A board that was provisioned."""
+
+    def pull(self, name: str, target: Path) -> None:
+        packages = {"numpy": "2.1", "flatbuffers": "25.2", "executorch": "1.5.1"}
+        runner = NativeRunner(path="/r", library_dir="/l", version="1.5.1")
+        manifest = provisioning.Manifest(
+            schema=provisioning.SCHEMA,
+            workdir=self.workdir,
+            target="Python 3.11 x86_64",
+            site=(),
+            library_dirs=(),
+            runner=runner,
+            packages=packages,
+            runtimes={},
+            missing={},
+            folders={},
+        )
+        assert name == provisioning.MANIFEST
+        target.write_text(codec.dumps(manifest))
+
+
+def test_the_facts_of_a_provisioned_device_tell_every_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = [*boards.PROBED[:-1], {"event": "fact", "name": "packages", "value": {"numpy": "1.26"}}, END]
+    monkeypatch.setattr(ssh, "connect", lambda _device: Provisioned(boards.Board(facts=facts)))
+    device = Device(name="pi5", transport="ssh", options={"host": "pi5.example"})
+    with open_session(device) as session:
+        assert session.facts["runtimes"] == {"onnxruntime": "1.2.3", "executorch": "1.5.1"}
+        # What Python there imports is what counts, whatever was put there.
+        expected = {"numpy": "1.26", "flatbuffers": "25.2", "executorch": "1.5.1"}
+        assert session.facts["packages"] == expected

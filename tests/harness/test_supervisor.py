@@ -233,6 +233,54 @@ def test_a_link_that_comes_back_only_to_die_is_given_up(tmp_path: Path) -> None:
     device.close()
 
 
+def cut(device: Supervisor) -> None:
+    assert device._connection is not None
+    device._connection.close()
+
+
+def test_a_lost_link_is_told_at_once_and_when_it_is_back(tmp_path: Path) -> None:
+    device = supervisor(Links(), tmp_path)
+    said: list[str] = []
+    device.say = said.append
+    device.call("hello")
+    assert said == []
+    cut(device)
+    device.call("hello")
+    assert said == [
+        "pi5: the link is lost; waiting up to 30 s for it to come back",
+        "pi5: the link is back after 0 s",
+    ]
+    device.close()
+
+
+def test_a_link_that_is_lost_for_good_is_no_healed_one(tmp_path: Path) -> None:
+    device = supervisor(Links(Bad, then_dark=True), tmp_path, patience_s=0.5)
+    said: list[str] = []
+    device.say = said.append
+    device.call("hello")
+
+    def use() -> None:
+        with device.stream(["sleep", "600"], env={}, timeout_s=1) as stream:
+            cut(device)
+            list(stream)
+
+    with pytest.raises(TransientDeviceError, match=r"did not come back .* times"):
+        use()
+    assert device.incidents == ()
+    assert len(said) == 1
+    device.close()
+    assert eventually(lambda: standing_in(Path(tmp_path, "work")) == [])
+
+
+def test_no_time_and_one_try_are_told_in_words(tmp_path: Path) -> None:
+    device = supervisor(Links(Bad, then_dark=True), tmp_path, patience_s=0.0)
+    device.call("hello")
+    cut(device)
+    with pytest.raises(TransientDeviceError, match="did not come back at once, tried once"):
+        device.call("hello")
+    device.close()
+
+
 def test_a_device_that_hangs_is_a_lost_link(tmp_path: Path) -> None:
     """Nothing comes any more and nobody says so: the watchdog frees the reader."""
     links = Links(functools.partial(Bad, read=600, silent=True))
