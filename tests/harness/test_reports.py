@@ -263,6 +263,12 @@ def test_what_was_mended_is_told(name: str) -> None:
     assert "memory block 1 was run again after the device restarted: It restarted." in text
 
 
+def test_a_device_that_did_not_come_back_is_not_called_mended() -> None:
+    lost = replace(TROUBLED.incidents[0], kind="lost", text="It did not come back within 120 s.")
+    (line,) = _wording.incidents([replace(TROUBLED, incidents=(lost,))])
+    assert "latency block 3 lost its device, which did not come back then: It did not" in line
+
+
 def test_many_troubles_are_counted_and_not_all_named() -> None:
     many = [replace(TROUBLED.incidents[0], block=f"latency {n}") for n in range(40)]
     lines = _wording.incidents([replace(TROUBLED, incidents=tuple(many))])

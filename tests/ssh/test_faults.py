@@ -69,10 +69,13 @@ def test_a_link_that_never_comes_back(lab: Lab) -> None:
         lab.trust(server, link.port)
         device = lab.device(server, port=link.port, patience_s=2.0, connect_timeout_s=1.0)
         transport = ssh.connect(device)
+        said: list[str] = []
+        transport.tell(said.append)
         link.stall()
         with pytest.raises(TransientDeviceError, match="did not come back"):
             transport.push(source, "model.onnx")
         transport.close()
+    assert said == [f"{device.name}: the link is lost; waiting up to 2 s for it to come back"]
 
 
 def test_the_output_of_an_agent_survives_a_cut(lab: Lab) -> None:
