@@ -54,3 +54,12 @@ def test_missing_package_names_the_install_command() -> None:
     error = plugins.missing_package("executorch", needed_by="compressors.formats.executorch")
     assert isinstance(error, MissingPackage)
     assert "-m pip install 'edgebench[executorch]'" in str(error)
+
+
+@pytest.mark.parametrize("name", plugins.names("compressors.passes"))
+def test_options_of_a_pass_may_be_read_again_with_all_their_defaults(name: str) -> None:
+    """A recipe is stored with every default written out, and checked again before it is built."""
+    options = plugins.load("compressors.passes", name).Options
+    given = {key: ["x"] for key, field in options.model_fields.items() if field.is_required()}
+    once = options.model_validate(given)
+    assert options.model_validate(once.model_dump(mode="json", by_alias=True)) == once

@@ -143,7 +143,8 @@ class Options(shared.PassOptions):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name, schemes in _ONLY.items():
-            if name in self.model_fields_set and self.scheme not in schemes:
+            # Not model_fields_set: a recipe's options come back with all their defaults written out.
+            if getattr(self, name) != type(self).model_fields[name].default and self.scheme not in schemes:
                 raise ValueError(
                     f"{name} has no meaning with scheme {self.scheme}; it belongs to {', '.join(schemes)}"
                 )
