@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators used below
 from torch.fx import GraphModule, Node
 
-from compressors import quantiser
 from compressors.kernels.affine import Integers, rows
 
+aten = torch.ops.aten
 ops = torch.ops.quantized_decomposed
+LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 
 
 def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
@@ -27,11 +28,19 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
     return graph  # type: ignore[no-any-return]
 
 
+def weight_name(node: Node) -> str | None:
+    """The parameter that is the weight of a convolution or linear *node*; None for any other node."""
+    if node.target not in LAYERS or not isinstance(node.args[1], Node):
+        return None
+    source = node.args[1]
+    return str(source.target) if source.op == "get_attr" else None
+
+
 def layers(graph: GraphModule) -> dict[str, list[Node]]:
     """Convolutions and linear layers by the name of their weight."""
     found: dict[str, list[Node]] = {}
     for node in graph.graph.nodes:
-        name = quantiser.weight_name(node)
+        name = weight_name(node)
         if name is not None:
             found.setdefault(name, []).append(node)
     return found
@@ -179,8 +188,8 @@ def with_float_layers(folded: GraphModule, weights: Collection[str], unfolded: G
     made = copy.deepcopy(folded)
     rounded = integers_in(unfolded)
     pairs = zip(
-        [n for n in made.graph.nodes if n.target in quantiser.LAYERS],
-        [n for n in unfolded.graph.nodes if n.target in quantiser.LAYERS],
+        [n for n in made.graph.nodes if n.target in LAYERS],
+        [n for n in unfolded.graph.nodes if n.target in LAYERS],
         strict=True,
     )
     for number, (node, twin) in enumerate(pairs):
@@ -203,7 +212,7 @@ def with_float_layers(folded: GraphModule, weights: Collection[str], unfolded: G
 
 def layer_weight(node: Node) -> str | None:
     """The parameter that the weight of a layer comes from, rounded or not; None for any other node."""
-    if node.target not in quantiser.LAYERS:
+    if node.target not in LAYERS:
         return None
     value: Any = node.args[1]
     while isinstance(value, Node) and value.op == "call_function" and "quantize_per" in str(value.target):

@@ -11,17 +11,10 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import quantizer as pt2e
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from compressors.integer_graph import LAYERS, weight_name
+
 aten = torch.ops.aten
 _CLIPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
-LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
-
-
-def weight_name(node: Node) -> str | None:
-    """The parameter that is the weight of a convolution or linear *node*; None for any other node."""
-    if node.target not in LAYERS or not isinstance(node.args[1], Node):
-        return None
-    source = node.args[1]
-    return str(source.target) if source.op == "get_attr" else None
 
 
 class ClipAwareQuantizer(xnnpack_quantizer.XNNPACKQuantizer):  # type: ignore[misc]  # it is untyped
