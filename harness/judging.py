@@ -160,9 +160,8 @@ def clock(evidence: Evidence, limits: Limits) -> Said:
     if not after:
         return _died("clock", "frequencies_hz")
     drop = 1 - max(after.values()) / max(before.values())
-    level = _level(drop, limits.clock_drop, limits.clock_drop_invalid)
     text = f"the clock fell from {max(before.values()) / 1e9:.2f} to {max(after.values()) / 1e9:.2f} GHz"
-    return Finding(judge="clock", level=level, text=text) if level != "valid" else None
+    return _graded("clock", drop, limits.clock_drop, limits.clock_drop_invalid, text)
 
 
 def swap(evidence: Evidence, _limits: Limits) -> Said:
@@ -207,9 +206,8 @@ def steal(evidence: Evidence, limits: Limits) -> Said:
     if isinstance(stolen_s, Unseen | Finding):
         return stolen_s
     share = stolen_s / (_wall_s(evidence) * max(evidence.cores, 1))
-    level = _level(share, limits.steal, limits.steal_invalid)
     text = f"the hypervisor took {share:.1%} of the CPU time"
-    return Finding(judge="steal", level=level, text=text) if level != "valid" else None
+    return _graded("steal", share, limits.steal, limits.steal_invalid, text)
 
 
 def speed_probe(evidence: Evidence, limits: Limits) -> Said:
@@ -221,9 +219,8 @@ def speed_probe(evidence: Evidence, limits: Limits) -> Said:
     if after is None:
         return _died("speed_probe", "speed_probe_ns")
     change = max(before, after) / min(before, after) - 1
-    level = _level(change, limits.probe_drift, limits.probe_drift_invalid)
     text = f"a fixed piece of work took {before / 1e3:.0f} µs before and {after / 1e3:.0f} µs after the loop"
-    return Finding(judge="speed_probe", level=level, text=text) if level != "valid" else None
+    return _graded("speed_probe", change, limits.probe_drift, limits.probe_drift_invalid, text)
 
 
 def cpu_time(evidence: Evidence, limits: Limits) -> Said:
@@ -234,9 +231,8 @@ def cpu_time(evidence: Evidence, limits: Limits) -> Said:
     if share > evidence.threads * limits.cpu_excess:
         text = f"{share:.2f} CPUs were busy, {evidence.threads} threads were asked for"
         return Finding(judge="cpu_time", level="suspect", text=text)
-    level = _level(1 - share, 1 - limits.cpu_share, 1 - limits.cpu_share_invalid)
     text = f"the loop got {share:.0%} of a CPU"
-    return Finding(judge="cpu_time", level=level, text=text) if level != "valid" else None
+    return _graded("cpu_time", 1 - share, 1 - limits.cpu_share, 1 - limits.cpu_share_invalid, text)
 
 
 def other_processes(evidence: Evidence, limits: Limits) -> Said:
@@ -249,9 +245,8 @@ def other_processes(evidence: Evidence, limits: Limits) -> Said:
     if not evidence.cores:
         return Unseen(judge="other_processes", reason="how many cores the agent may use is not known")
     share = max(0.0, everyone - own) / (_wall_s(evidence) * evidence.cores)
-    level = _level(share, limits.others, limits.others_invalid)
     text = f"other processes used {share:.0%} of the CPUs"
-    return Finding(judge="other_processes", level=level, text=text) if level != "valid" else None
+    return _graded("other_processes", share, limits.others, limits.others_invalid, text)
 
 
 def trend(evidence: Evidence, limits: Limits) -> Said:
@@ -263,9 +258,8 @@ def trend(evidence: Evidence, limits: Limits) -> Said:
     first = statistics.median(evidence.values_ns[:third])
     last = statistics.median(evidence.values_ns[-third:])
     change = max(first, last) / max(min(first, last), 1) - 1
-    level = _level(change, limits.trend, limits.trend_invalid)
     text = f"the loop's last third took {last / max(first, 1) - 1:+.0%} against its first"
-    return Finding(judge="trend", level=level, text=text) if level != "valid" else None
+    return _graded("trend", change, limits.trend, limits.trend_invalid, text)
 
 
 JUDGES: Mapping[str, Judge] = {
@@ -285,8 +279,11 @@ JUDGES: Mapping[str, Judge] = {
 }
 
 
-def _level(value: float, suspect: float, invalid: float) -> Level:
-    return "invalid" if value > invalid else "suspect" if value > suspect else "valid"
+def _graded(judge_name: str, value: float, suspect: float, invalid: float, text: str) -> Finding | None:
+    """A finding whose level says which limit *value* is above; None if it is above neither."""
+    if value <= suspect:
+        return None
+    return Finding(judge=judge_name, level="invalid" if value > invalid else "suspect", text=text)
 
 
 def _died(judge_name: str, fact: str) -> Finding:
