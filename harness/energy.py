@@ -69,7 +69,6 @@ class Power:
     freedom: float  # degrees of freedom of noise_w
     rounding_w: float  # standard uncertainty from the resolution
     readings: int
-    largest_gap_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +191,7 @@ def mean_power(
             f"{source.id} was silent for {gap_s:.3g} s in the window, its period is {source.period_s:g} s"
         )
     if source.kind == "counter":
-        return _of_counter(source, inside, gap_s)
+        return _of_counter(source, inside)
     values = [value for _, value in inside]
     spread = statistics.stdev(values)
     freedom = max(1.0, independent(values) - 1)
@@ -203,7 +202,6 @@ def mean_power(
         freedom=freedom,
         rounding_w=source.resolution / math.sqrt(12) if coarse else 0.0,
         readings=len(values),
-        largest_gap_s=gap_s,
     )
 
 
@@ -228,7 +226,7 @@ def _fresh(readings: Readings, period_s: float) -> list[tuple[float, float]]:
     return kept
 
 
-def _of_counter(source: Source, inside: Readings, gap_s: float) -> Power:
+def _of_counter(source: Source, inside: Readings) -> Power:
     """Energy between the first and the last reading; each may be a period old and is rounded."""
     (begin_s, begin_j), (end_s, end_j) = inside[0], inside[-1]
     watts = (end_j - begin_j) / (end_s - begin_s)
@@ -239,7 +237,6 @@ def _of_counter(source: Source, inside: Readings, gap_s: float) -> Power:
         freedom=math.inf,
         rounding_w=source.resolution * per_edge,
         readings=len(inside),
-        largest_gap_s=gap_s,
     )
 
 
